@@ -1,0 +1,306 @@
+"""AP on the built-in data over several seeds: plain, control, LGD, PKD from a frozen teacher.
+
+    python benchmarks/shapes_table.py --seeds 1 2 3                    # hours on two CPU cores
+    python benchmarks/shapes_table.py --seeds 1 2 3 --device cuda --workers 4
+    python benchmarks/shapes_table.py --table-only
+
+Each run is a run of train_net.py with a config of configs/quickstart. Finished runs are kept as one
+JSON file each in benchmarks/results, and are not repeated. Paths are relative to the checkout.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from kd_d2.engine import load_config, user_errors
+from kd_d2.experiments.jobs import Job, run_jobs
+from kd_d2.experiments.machine import describe_machine, machine_sentence
+from kd_d2.experiments.metrics import SCORES
+from kd_d2.experiments.progress import Progress
+from kd_d2.experiments.schedule import make_data, schedule_overrides
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {
+    "plain": "configs/quickstart/plain_{}.yaml",
+    "control": "configs/quickstart/lgd_{}_control.yaml",
+    "lgd": "configs/quickstart/lgd_{}.yaml",
+    "pkd": "configs/quickstart/pkd_{}.yaml",
+}
+TITLES = {
+    "plain": "plain student",
+    "control": "control (LGD, LAMBDA 0)",
+    "lgd": "LGD",
+    "pkd": "PKD, frozen teacher",
+}
+# Steps relative to a plain one, until they are measured.
+_COSTS = {"plain": 1.0, "control": 1.6, "lgd": 1.6, "pkd": 1.4, "teacher": 2.0}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--detectors", nargs="+", default=["retinanet", "fcos"])
+    parser.add_argument("--methods", nargs="+", choices=[*CONFIGS], default=[*CONFIGS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--iterations", type=int, help="of each student (default: the configs')")
+    parser.add_argument("--workers", type=int, default=2, help="runs side by side")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--output", type=Path, default=Path("output/benchmarks/shapes"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--resume", action="store_true", help="continue unfinished runs")
+    parser.add_argument("--anew", action="store_true", help="repeat runs that have a result")
+    parser.add_argument("--table-only", action="store_true", help="print what there is")
+    return parser.parse_args(argv)
+
+
+@dataclass
+class Run:
+    """One cell of the comparison. ``method`` is a key of CONFIGS, or "teacher"."""
+
+    detector: str
+    method: str
+    seed: int
+    job: Job
+    teacher: "Run | None" = None
+
+
+def make_run(
+    args: argparse.Namespace,
+    detector: str,
+    method: str,
+    seed: int,
+    config: str,
+    iterations: int | None,
+    teacher: Run | None = None,
+) -> Run:
+    """A run with its seed, on the device of the command line."""
+    overrides, length = schedule_overrides(config, iterations)
+    overrides += ("SEED", str(seed), "MODEL.DEVICE", args.device)
+    if teacher is not None:
+        overrides += ("MODEL.KD.TEACHER.WEIGHTS", str(teacher.job.output / "model_final.pth"))
+    job = Job(
+        name=f"{detector} {method} {seed}",
+        config=config,
+        output=args.output / f"{detector}_{method}_{length}it_seed{seed}",
+        iterations=length,
+        overrides=overrides,
+        cost=_COSTS[method],
+        num_gpus=int(args.device == "cuda"),
+    )
+    return Run(detector, method, seed, job, teacher)
+
+
+def plan(args: argparse.Namespace) -> list[Run]:
+    """All runs in the order of the command line; frozen teachers hang on those that need them."""
+    runs = []
+    for detector in args.detectors:
+        for method in args.methods:
+            config = CONFIGS[method].format(detector)
+            if not Path(config).is_file():
+                print(f"Left out: there is no {config}.", file=sys.stderr)
+                continue
+            teacher = make_teacher(args, detector, config) if method == "pkd" else None
+            runs += [
+                make_run(args, detector, method, seed, config, args.iterations, teacher)
+                for seed in args.seeds
+            ]
+    return runs
+
+
+def make_teacher(args: argparse.Namespace, detector: str, config: str) -> Run:
+    """The frozen teacher's own training, one for all seeds.
+
+    Its schedule keeps its proportion to the student's.
+    """
+    cfg = load_config(config)
+    teacher_config = cfg.MODEL.KD.TEACHER.CONFIG_FILE
+    iterations = None
+    if args.iterations is not None:
+        length = load_config(teacher_config).SOLVER.MAX_ITER
+        iterations = max(1, round(args.iterations * length / cfg.SOLVER.MAX_ITER))
+    return make_run(args, detector, "teacher", 1, teacher_config, iterations)
+
+
+def result_path(args: argparse.Namespace, run: Run) -> Path:
+    """Where the result of a run is kept."""
+    return args.results / f"shapes_{run.job.output.name}.json"
+
+
+def has_result(args: argparse.Namespace, run: Run) -> bool:
+    """Whether the same run, with the same finished config, has left its result."""
+    path = result_path(args, run)
+    if args.anew or not path.exists():
+        return False
+    return json.loads(path.read_text())["fingerprint"] == run.job.fingerprint()
+
+
+def write_result(args: argparse.Namespace, run: Run, machine: dict) -> None:
+    """Keeps the numbers of a finished run."""
+    metrics = run.job.metrics
+    result = {
+        "detector": run.detector,
+        "method": run.method,
+        "seed": run.seed,
+        "iterations": run.job.iterations,
+        "scores": metrics.scores(),
+        "teacher_scores": metrics.scores("bbox_teacher"),
+        "seconds_per_step": metrics.seconds_per_step(),
+        "curve": list(zip(*metrics.series("bbox/AP"), strict=True)),
+        "command": shlex.join(["python", *run.job.command(Path("train_net.py"))[1:]]),
+        "workers": args.workers,
+        "threads": args.threads,
+        "machine": machine,
+        "fingerprint": run.job.fingerprint(),
+    }
+    args.results.mkdir(parents=True, exist_ok=True)
+    result_path(args, run).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Runs what has no result yet: teachers and all who need none, then the others."""
+    runs = plan(args)
+    todo = [run for run in runs if not has_result(args, run)]
+    print(f"{len(runs) - len(todo)} results are kept, {len(todo)} runs to do.", flush=True)
+    # A teacher is run for its weights, so a result of it does not count; finished runs do.
+    teachers = {run.teacher.job.output: run.teacher for run in todo if run.teacher is not None}
+    independent = [run for run in todo if run.teacher is None]
+    dependent = [run for run in todo if run.teacher is not None]
+    machine = describe_machine(args.device)
+    for group in ([*teachers.values(), *independent], dependent):
+        by_output = {run.job.output: run for run in group}
+        if args.anew:
+            for output, run in by_output.items():
+                if run.job.marker():
+                    shutil.rmtree(output)
+        run_jobs(
+            [run.job for run in group],
+            ROOT / "train_net.py",
+            args.workers,
+            args.threads,
+            args.resume,
+            on_tick=Progress(args.workers, every=60),
+            on_end=lambda job, runs=by_output: write_result(args, runs[job.output], machine),
+        )
+        for run in group:
+            # Finished in an earlier call that was stopped before it could write the result.
+            if run.job.status == "kept":
+                write_result(args, run, machine)
+
+
+def read_results(folder: Path) -> list[dict]:
+    """All results that are kept in a folder."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("shapes_*.json"))]
+
+
+def mean_sd(values: list[float], sign: str = "") -> str:
+    """
+    >>> mean_sd([1.0, 3.0]), mean_sd([2.0], "+"), mean_sd([])
+    ('2.0 ± 1.4', '+2.0', '-')
+    """
+    if not values:
+        return "-"
+    sd = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{fmean(values):{sign}.1f}{sd}"
+
+
+def summary(results: list[dict]) -> str:
+    """Markdown: one table for each detector and schedule, means ± sample standard deviations.
+
+    The last column pairs runs of equal seed, so that what a seed does to all methods cancels.
+    """
+    parts = []
+    for detector, iterations in sorted(
+        {(r["detector"], r["iterations"]) for r in _students(results)}
+    ):
+        mine = [
+            r
+            for r in _students(results)
+            if (r["detector"], r["iterations"]) == (detector, iterations)
+        ]
+        plain = {r["seed"]: r for r in mine if r["method"] == "plain"}
+        lines = [
+            f"**{detector}, {iterations} iterations**",
+            "",
+            f"| | seeds | {' | '.join(SCORES)} | AP of its teacher | step | AP vs plain |",
+            "|---|" + "---:|" * (len(SCORES) + 4),
+        ]
+        for method in CONFIGS:
+            runs = [r for r in mine if r["method"] == method]
+            if runs:
+                lines.append(_row(TITLES[method], runs, plain, _teachers(results, method, runs)))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or "No results yet."
+
+
+def _students(results: list[dict]) -> list[dict]:
+    return [r for r in results if r["method"] in CONFIGS]
+
+
+def _teachers(results: list[dict], method: str, runs: list[dict]) -> list[float]:
+    """AP of the teachers of some runs: their own, or the frozen one of their detector."""
+    if method != "pkd":
+        return [r["teacher_scores"]["AP"] for r in runs if r["teacher_scores"]["AP"] is not None]
+    weights = {word for r in runs for word in shlex.split(r["command"]) if "_teacher_" in word}
+    names = {Path(word).parent.name for word in weights}
+    frozen = [r for r in results if r["method"] == "teacher"]
+    frozen = [r for r in frozen if Path(shlex.split(r["command"])[-1]).name in names]
+    return [r["scores"]["AP"] or 0.0 for r in frozen]
+
+
+def _row(title: str, runs: list[dict], plain: dict[int, dict], teachers: list[float]) -> str:
+    cells = [title, str(len(runs))]
+    for name in SCORES:
+        cells.append(mean_sd([r["scores"][name] for r in runs if r["scores"][name] is not None]))
+    cells.append(mean_sd(teachers))
+    times = [1e3 * r["seconds_per_step"] for r in runs if r["seconds_per_step"]]
+    cells.append(f"{fmean(times):.0f} ms" if times else "-")
+    pairs = [
+        (r["scores"]["AP"], plain[r["seed"]]["scores"]["AP"]) for r in runs if r["seed"] in plain
+    ]
+    is_plain = runs[0]["method"] == "plain"
+    cells.append("" if is_plain else mean_sd([(a or 0.0) - (b or 0.0) for a, b in pairs], "+"))
+    return "| " + " | ".join(cells) + " |"
+
+
+def provenance(results: list[dict]) -> str:
+    """On what the runs were made, one line for each machine and day."""
+    machines = {
+        f"{machine_sentence(r['machine'])}; {r['workers']} runs side by side, "
+        f"{r['threads']} threads each"
+        for r in results
+    }
+    return "\n".join(f"- {line}" for line in sorted(machines))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    os.chdir(ROOT)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if not args.table_only:
+        try:
+            with user_errors():
+                make_data(CONFIGS["plain"].format(args.detectors[0]))
+                run_all(args)
+        except KeyboardInterrupt:
+            print("\nStopped; the same command goes on with what is not finished.")
+            return 130
+        except RuntimeError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            return 1
+    results = read_results(args.results)
+    command = shlex.join(["python", "benchmarks/shapes_table.py", *(argv or sys.argv[1:])])
+    print(f"\n{summary(results)}\n\n{provenance(results)}\n\n`{command}`")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Files that exist whole or not at all, and their hashes."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from detectron2.utils.file_io import PathManager
+
+__all__ = ["atomic_write", "file_sha256"]
+
+
+@contextmanager
+def atomic_write(path: str, mode: str = "wb") -> Iterator[IO]:
+    """Open a file that appears under ``path`` only when it is completely on disk.
+
+    The data go to a hidden file in the same folder (a rename across disks is not atomic), are
+    flushed and synced, and then take the place of ``path``. After an error ``path`` is what it was.
+    The hidden file has one fixed name per target, so that a killed process leaves at most one.
+
+    Args:
+        path: the final name. A path of a remote store (``scheme://``) is written directly, because
+            such stores show an object only when its upload is complete.
+        mode: ``"wb"`` or ``"w"``.
+    """
+    if "://" in path:
+        with PathManager.open(path, mode) as remote:
+            yield remote
+        return
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(folder, f".{name}.tmp")
+    try:
+        with open(temporary, mode) as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename in ``folder`` survive a power cut, where the system can do that."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        # Some network file systems refuse to sync a folder; the rename itself is done.
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: str) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits (``detectron2://`` and URLs work)."""
+    digest = hashlib.sha256()
+    with open(PathManager.get_local_path(path), "rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

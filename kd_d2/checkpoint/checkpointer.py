@@ -1,0 +1,201 @@
+"""Detectron2's checkpointer with atomic files, safe reading and any kind of weights."""
+
+import logging
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+
+from .atomic import atomic_write
+from .names import STUDENT, add_prefix, is_distillation_state, strip_module, student_state
+from .reading import CheckpointError, local_weights_path, read_checkpoint
+
+__all__ = ["KDCheckpointer"]
+
+logger = logging.getLogger(__name__)
+
+
+class KDCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer for distillers and plain detectors alike.
+
+    * ``save`` writes a complete file or none, of tensors and plain Python only, so that
+      ``torch.load(weights_only=True)`` reads it everywhere.
+    * ``load`` takes a full distillation checkpoint, a plain detector or a backbone, puts each into
+      the part of the model that it belongs to, and says so in a line.
+    * ``resume_or_load`` falls back to the newest whole checkpoint when the last one is damaged.
+
+    Attributes:
+        resumed_from: the file that the last ``resume_or_load`` resumed from, or None.
+        loaded_parts: share of parameters that the last load filled, by part of the model
+            ("student", "teacher", "heads"; "model" for a plain detector), as (filled, all).
+    """
+
+    def __init__(self, model, save_dir: str = "", *, save_to_disk=None, **checkpointables: Any):
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.resumed_from: str | None = None
+        self.loaded_parts: dict[str, tuple[int, int]] = {}
+        self._source = ""
+
+    # ---------------------------------------------------------------------------- writing
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``name``.pth and then the ``last_checkpoint`` tag, each atomically.
+
+        Args:
+            name: file name without ending.
+            kwargs: further entries, e.g. ``iteration``.
+
+        Raises:
+            TypeError: an entry is neither a tensor, a number, a string nor a container of them.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update((key, obj.state_dict()) for key, obj in self.checkpointables.items())
+        data.update(kwargs)
+        for key, value in data.items():
+            if key != "model":
+                data[key] = _plain(value, key)
+        basename = f"{name}.pth"
+        save_file = os.path.join(self.save_dir, basename)
+        logger.info("Saving checkpoint to %s", save_file)
+        with atomic_write(save_file) as f:
+            torch.save(data, f)
+        self.tag_last_checkpoint(basename)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the newest checkpoint; written after the checkpoint itself."""
+        with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), "w") as f:
+            f.write(last_filename_basename)
+
+    # ---------------------------------------------------------------------------- reading
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a file as Detectron2's checkpointer does.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or nothing in it fits the model.
+        """
+        if not path:
+            logger.info("MODEL.WEIGHTS is empty: all weights keep their random initial values.")
+            self.loaded_parts = {}
+            return {}
+        local_weights_path(path)  # fetches it, or says in one sentence why not
+        self._source = path
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:
+            # Detectron2 leaves this set after an error, and then refuses the next load
+            self._parsed_url_during_load = None
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resume from the newest whole checkpoint in ``save_dir``, else load weights from ``path``.
+
+        Raises:
+            CheckpointError: there are checkpoints to resume from and all of them are damaged.
+        """
+        self.resumed_from = None
+        candidates = self._resume_candidates() if resume else []
+        for i, candidate in enumerate(candidates):
+            try:
+                extra = self.load(candidate)
+            except CheckpointError as error:
+                if i + 1 == len(candidates):
+                    raise CheckpointError(
+                        f"No checkpoint in '{self.save_dir}' can be resumed: {error}"
+                    ) from error
+                logger.warning("%s Falling back to '%s'.", error, candidates[i + 1])
+                continue
+            self.resumed_from = candidate
+            return extra
+        return self.load(path, checkpointables=[])
+
+    def _resume_candidates(self) -> list[str]:
+        """Checkpoints of this run: the tagged one first, then the others from new to old."""
+        if not self.save_dir or not self.path_manager.isdir(self.save_dir):
+            return []
+        tagged = self.get_checkpoint_file() if self.has_checkpoint() else ""
+        names = (os.path.join(self.save_dir, n) for n in self.path_manager.ls(self.save_dir))
+        saved = [n for n in names if re.search(r"model_(\d+|final)\.pth$", n)]
+        if "://" not in self.save_dir:
+            saved.sort(key=os.path.getmtime, reverse=True)
+        others = [n for n in saved if os.path.basename(n) != os.path.basename(tagged)]
+        return ([tagged] if tagged else []) + others
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        checkpoint = read_checkpoint(filename)
+        url = self._parsed_url_during_load
+        if url is not None and "matching_heuristics=True" in url.query:
+            checkpoint["matching_heuristics"] = True
+        return checkpoint
+
+    def _load_model(self, checkpoint: dict[str, Any]):
+        """Give the file's names those of the model, load them, and report."""
+        weights = strip_module(checkpoint["model"])
+        own = self.model.state_dict()
+        into_distiller = is_distillation_state(own)
+        kind = "distillation checkpoint" if is_distillation_state(weights) else "plain weights"
+        if is_distillation_state(weights) and not into_distiller:
+            kind, weights = "student of a distillation checkpoint", student_state(weights)
+        elif into_distiller and not is_distillation_state(weights):
+            if checkpoint.pop("matching_heuristics", False):
+                weights = self._aligned(checkpoint, weights, student_state(own))
+            weights = add_prefix(weights, STUDENT)
+        elif checkpoint.pop("matching_heuristics", False):
+            weights = self._aligned(checkpoint, weights, own)
+        fitting = {k for k, v in weights.items() if k in own and v.shape == own[k].shape}
+        self._report(kind, fitting)
+        return super()._load_model({**checkpoint, "model": weights})
+
+    @staticmethod
+    def _aligned(checkpoint: dict[str, Any], weights: Mapping, own: Mapping) -> Mapping:
+        """Names of another framework, or of a bare backbone, to the names in ``own``."""
+        return align_and_update_state_dicts(
+            own, weights, c2_conversion=checkpoint.get("__author__") == "Caffe2"
+        )
+
+    def _report(self, kind: str, fitting: set[str]) -> None:
+        parts: dict[str, list[int]] = {}
+        names = [name for name, _ in self.model.named_parameters()]
+        distiller = is_distillation_state(names)
+        for name in names:
+            part = parts.setdefault(name.split(".", 1)[0] if distiller else "model", [0, 0])
+            part[0] += name in fitting
+            part[1] += 1
+        self.loaded_parts = {name: (filled, total) for name, (filled, total) in parts.items()}
+        if not fitting:
+            raise CheckpointError(
+                f"Nothing in '{self._source}' fits the model: no weight has a name and shape of "
+                f"{type(self.model).__name__}; check that the config is the one of these weights."
+            )
+        text = ", ".join(f"{n} of {m} parameters of the {part}" for part, (n, m) in parts.items())
+        logger.info("Loaded %s '%s': %s.", kind, self._source, text)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Return ``value`` as tensors and plain Python, all that a weights-only reader accepts."""
+    if isinstance(value, np.generic):  # before float and str, of which some NumPy scalars are
+        return value.item()
+    if value is None or isinstance(value, torch.Tensor):
+        return value
+    for kind in (bool, int, float, str, bytes):
+        if isinstance(value, kind):
+            return kind(value)  # an IntEnum, say, becomes a number
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, Mapping):
+        items = ((k, _plain(v, f"{where}.{k}")) for k, v in value.items())
+        return OrderedDict(items) if isinstance(value, OrderedDict) else dict(items)
+    for kind in (list, tuple, set):
+        if isinstance(value, kind):
+            return kind(_plain(v, f"{where}[{i}]") for i, v in enumerate(value))
+    raise TypeError(
+        f"A checkpoint holds tensors and plain Python only, but '{where}' is a "
+        f"{type(value).__module__}.{type(value).__name__}: convert it in its state_dict()."
+    )

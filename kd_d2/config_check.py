@@ -1,0 +1,145 @@
+"""Checks of a finished config, before anything heavy starts."""
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY
+from kd_d2.modeling.phases import phase_length
+from kd_d2.modeling.teachers import TEACHER_REGISTRY
+from kd_d2.projects import check_project_configs
+from kd_d2.registry import unknown_name
+from kd_d2.student_config import DISTILLERS, is_distiller
+from kd_d2.teacher_config import load_teacher_cfg, teacher_weights
+
+
+class ConfigError(ValueError):
+    """A config that cannot work. The message says what is wrong and what to do."""
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Checks names, values and combinations of a whole config; plain configs too.
+
+    Raises:
+        ConfigError: with one sentence on the first thing that is wrong.
+        FileNotFoundError: if a teacher's config or weights are missing.
+    """
+    arch = cfg.MODEL.META_ARCHITECTURE
+    _known("META_ARCHITECTURE (MODEL.META_ARCHITECTURE)", arch, META_ARCH_REGISTRY)
+    _check_solver(cfg)
+    if not is_distiller(cfg):
+        return
+    kd = cfg.MODEL.KD
+    if not kd.STUDENT:
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE is {arch} but MODEL.KD.STUDENT is empty: set it to the "
+            "student's META_ARCHITECTURE, e.g. RetinaNet."
+        )
+    if kd.STUDENT in DISTILLERS:
+        raise ConfigError(f"MODEL.KD.STUDENT must be a detector, and {kd.STUDENT} is a distiller.")
+    _known("student (MODEL.KD.STUDENT)", kd.STUDENT, META_ARCH_REGISTRY)
+    if not kd.ENABLED:
+        return
+    if not kd.TEACHER.NAME:
+        raise ConfigError(
+            "MODEL.KD.TEACHER.NAME is empty: choose a teacher "
+            f"({', '.join(sorted(k for k, _ in TEACHER_REGISTRY))}), or set MODEL.KD.ENABLED "
+            "False to train the student plainly."
+        )
+    _known(TEACHER_REGISTRY.kind, kd.TEACHER.NAME, TEACHER_REGISTRY)
+    if isinstance(kd.HEADS, str):
+        raise ConfigError(f'MODEL.KD.HEADS must be a list, e.g. ["{kd.HEADS}"].')
+    for head in kd.HEADS:
+        _known(DISTILL_HEAD_REGISTRY.kind, head, DISTILL_HEAD_REGISTRY)
+    _check_combination(cfg)
+    _phase(cfg, "MODEL.KD.FREEZE_BACKBONE", kd.FREEZE_BACKBONE)
+    if kd.TEACHER.NAME == "Frozen":
+        _check_frozen_teacher(cfg)
+    check_project_configs(cfg)
+
+
+def _known(kind: str, name: str, registry) -> None:
+    if name not in registry:
+        raise ConfigError(unknown_name(kind, name, [k for k, _ in registry]))
+
+
+def _phase(cfg: CfgNode, key: str, value) -> None:
+    try:
+        phase_length(value, cfg.SOLVER.MAX_ITER)
+    except ValueError as e:
+        raise ConfigError(f"{key}: {e}") from None
+
+
+def _check_solver(cfg: CfgNode) -> None:
+    for key, name, options in (
+        ("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("SGD", "AdamW")),
+        ("SOLVER.TEACHER.OPTIMIZER", cfg.SOLVER.TEACHER.OPTIMIZER, ("", "SGD", "AdamW")),
+        ("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("float16", "bfloat16")),
+    ):
+        if name not in options:
+            raise ConfigError(f"{key} is {name!r}; it must be one of {', '.join(options)}.")
+    if cfg.SOLVER.MAX_ITER < 1:
+        raise ConfigError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; it must be at least 1.")
+
+
+def _check_combination(cfg: CfgNode) -> None:
+    """A frozen teacher has no head to share, and a label encoder nothing else to learn from."""
+    arch, teacher = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.KD.TEACHER.NAME
+    if (arch == "FrozenTeacherDistiller") != (teacher == "Frozen") and teacher in (
+        "Frozen",
+        "LabelEncoder",
+    ):
+        right = "FrozenTeacherDistiller" if teacher == "Frozen" else "LabelGuidedDistiller"
+        raise ConfigError(
+            f"Teacher {teacher!r} works in a {right}, and MODEL.META_ARCHITECTURE is {arch}: "
+            f"set it to {right}, or choose another MODEL.KD.TEACHER.NAME."
+        )
+
+
+def _check_frozen_teacher(cfg: CfgNode) -> None:
+    node = cfg.MODEL.KD.TEACHER
+    if not node.CONFIG_FILE:
+        raise ConfigError(
+            "MODEL.KD.TEACHER.CONFIG_FILE is empty: give the frozen teacher's config, a file or a "
+            "name in Detectron2's model zoo such as COCO-Detection/retinanet_R_101_FPN_3x.yaml."
+        )
+    teacher_cfg = load_teacher_cfg(cfg)
+    if not teacher_weights(cfg) and not node.ALLOW_PARTIAL_WEIGHTS:
+        raise ConfigError(
+            "MODEL.KD.TEACHER.WEIGHTS is empty and its config is not the model zoo's: give the "
+            "teacher's weights (a file, https:// or detectron2://)."
+        )
+    teacher = list(node.CLASSES) or _class_names(teacher_cfg)
+    student = _class_names(cfg)
+    if node.REQUIRE_SAME_CLASSES and teacher and student:
+        class_map(student, teacher)
+
+
+def _class_names(cfg: CfgNode) -> list[str]:
+    """The class names of a config's training data set, empty where the data set is not known."""
+    names = cfg.DATASETS.TRAIN or cfg.DATASETS.TEST
+    return list(MetadataCatalog.get(names[0]).get("thing_classes", [])) if names else []
+
+
+def class_map(student: list[str], teacher: list[str]) -> list[int]:
+    """Position in the teacher's class list of each of the student's classes, by name.
+
+    Raises:
+        ConfigError: if the teacher does not know one of them.
+
+    >>> class_map(["cat", "dog"], ["dog", "bird", "cat"])
+    [2, 0]
+    """
+    unknown = [name for name in student if name not in teacher]
+    if unknown:
+        raise ConfigError(
+            f"The teacher ({len(teacher)} classes: {_few(teacher)}) does not know "
+            f"{len(unknown)} of the student's {len(student)} classes: {_few(unknown)}. Name the "
+            "teacher's classes in MODEL.KD.TEACHER.CLASSES if only the names differ; for heads "
+            "that read features only, set MODEL.KD.TEACHER.REQUIRE_SAME_CLASSES False."
+        )
+    return [teacher.index(name) for name in student]
+
+
+def _few(names: list[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")

@@ -1,0 +1,78 @@
+"""Registers the built-in data sets under DETECTRON2_DATASETS, by default ./datasets."""
+
+import os
+from functools import partial
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import NativePathHandler
+
+from .shapes import SPLITS, ensure_split, split_folder
+from .shapes_render import CLASSES
+
+__all__ = ["register_shapes"]
+
+
+class _GeneratingPathHandler(NativePathHandler):
+    """Generates a split when Detectron2 asks for its JSON file before the data set was loaded.
+
+    COCOEvaluator, for one, opens `MetadataCatalog.get(name).json_file` without loading anything.
+    """
+
+    def __init__(self, splits: dict[str, dict]):
+        super().__init__()
+        self._splits = splits  # path of the JSON file -> arguments of ensure_split
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return list(self._splits)
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
+        if path in self._splits:
+            ensure_split(**self._splits[path])
+        return super()._get_local_path(path, force=force, **kwargs)
+
+
+def _load(name: str, arguments: dict) -> list[dict]:
+    folder = ensure_split(**arguments)
+    records = load_coco_json(str(folder / "annotations.json"), str(folder / "images"), name)
+    if arguments["split"] == "unlabeled":
+        # An empty list would say "there is nothing on this image".
+        for record in records:
+            del record["annotations"]
+    return records
+
+
+def register_shapes(
+    root: str | os.PathLike, sizes: dict[str, int] | None = None, prefix: str = "shapes"
+) -> None:
+    """Register `<prefix>_<split>` for each split; those already registered stay as they are.
+
+    Args:
+        root: data folder; nothing is written to it before a split is used.
+        sizes: split name -> number of images; default `SPLITS`.
+        prefix: of the registered names and of the folder.
+    """
+    handled = {}
+    for split, num_images in (sizes or SPLITS).items():
+        name = f"{prefix}_{split}"
+        if name in DatasetCatalog:
+            continue
+        arguments = {"root": root, "split": split, "num_images": num_images, "prefix": prefix}
+        folder = split_folder(root, split, prefix)
+        json_file = str(folder / "annotations.json")
+        handled[json_file] = arguments
+        DatasetCatalog.register(name, partial(_load, name, arguments))
+        MetadataCatalog.get(name).set(
+            json_file=json_file,
+            image_root=str(folder / "images"),
+            evaluator_type="coco",
+            thing_classes=list(CLASSES),
+            thing_dataset_id_to_contiguous_id={k + 1: k for k in range(len(CLASSES))},
+            generated=True,
+        )
+    if handled:
+        PathManager.register_handler(_GeneratingPathHandler(handled), allow_override=True)
+
+
+register_shapes(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))

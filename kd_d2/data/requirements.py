@@ -1,0 +1,102 @@
+"""Checks, before anything heavy starts, that a config's data sets are known, present and fit."""
+
+import difflib
+import os
+from collections.abc import Iterable
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+__all__ = ["check_datasets", "check_num_classes"]
+
+_NUM_CLASSES_KEYS = {
+    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+    "FCOS": "MODEL.FCOS.NUM_CLASSES",
+    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
+}
+
+
+def check_datasets(cfg: CfgNode, keys: Iterable[str] = ("TRAIN", "TEST")) -> None:
+    """Check that the data sets of a config can be loaded.
+
+    Args:
+        cfg: a finished config.
+        keys: which of cfg.DATASETS.* are needed: ("TEST",) where nothing is trained.
+
+    Raises:
+        ValueError: a name is not registered.
+        FileNotFoundError: annotations or images of a COCO-style data set are not where they belong.
+    """
+    needed = {name: key for key in keys for name in cfg.DATASETS[key]}
+    for name, key in needed.items():
+        if name not in DatasetCatalog:
+            raise ValueError(
+                f"DATASETS.{key} names the data set '{name}', which is not registered; "
+                f"{_alternatives(name)}."
+            )
+    missing = [text for name in needed if (text := _missing_files(name))]
+    if missing:
+        root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+        raise FileNotFoundError(
+            f"{'; '.join(missing)}: put the files there (see datasets/README.md), or set "
+            f"DETECTRON2_DATASETS (now {root}) to the folder that has them."
+        )
+
+
+def _alternatives(name: str) -> str:
+    known = sorted(DatasetCatalog.keys())
+    nearest = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    if nearest:
+        return f"did you mean {' or '.join(nearest)}"
+    return f"known are {', '.join(known)}"
+
+
+def _missing_files(name: str) -> str | None:
+    metadata = MetadataCatalog.get(name)
+    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+    # Data sets without a JSON file are loaded in their own way and say themselves what they lack.
+    if metadata.get("generated", False) or not json_file or not image_root:
+        return None
+    absent = []
+    if not PathManager.isfile(json_file):
+        absent.append(json_file)
+    if not PathManager.isdir(image_root):
+        absent.append(f"{str(image_root).rstrip('/')}/")
+    if not absent:
+        return None
+    return (
+        f"{name} needs {json_file} and {str(image_root).rstrip('/')}/, but there is no "
+        f"{' and no '.join(absent)}"
+    )
+
+
+def check_num_classes(cfg: CfgNode, student_meta_arch: str) -> None:
+    """Check that the student has an output for each class of its data sets.
+
+    Only data sets whose classes are known without reading their files are checked (COCO and the
+    built-in ones are), and only detectors that have one key for the number.
+
+    Args:
+        cfg: a finished config.
+        student_meta_arch: name of the student's META_ARCHITECTURE.
+
+    Raises:
+        ValueError: the number of classes differs.
+    """
+    key = _NUM_CLASSES_KEYS.get(student_meta_arch)
+    if key is None:
+        return
+    value = cfg
+    for part in key.split("."):
+        if part not in value:
+            return
+        value = value[part]
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+        # `get` on an unknown name would create its metadata.
+        classes = MetadataCatalog.get(name).get("thing_classes") if name in DatasetCatalog else None
+        if classes is not None and len(classes) != value:
+            raise ValueError(
+                f"The data set '{name}' has {len(classes)} classes but {key} is {value}: "
+                f"set {key} to {len(classes)}."
+            )

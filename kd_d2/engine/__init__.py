@@ -1,0 +1,28 @@
+"""Training, evaluation and export."""
+
+from .defaults import choose_device, load_config, user_errors
+from .evaluation_models import TeacherInference, unwrap_model
+from .export import export_student
+from .launch import LaunchError, launch
+from .lr_schedule import build_lr_scheduler
+from .optimizer import JointOptimizer, build_optimizer
+from .phases_hook import FreezeBackbonePhase
+from .train_loop import TrainLoop
+from .trainer import DistillationTrainer
+
+__all__ = [
+    "DistillationTrainer",
+    "FreezeBackbonePhase",
+    "JointOptimizer",
+    "LaunchError",
+    "TeacherInference",
+    "TrainLoop",
+    "build_lr_scheduler",
+    "build_optimizer",
+    "choose_device",
+    "export_student",
+    "launch",
+    "load_config",
+    "unwrap_model",
+    "user_errors",
+]

@@ -1,0 +1,148 @@
+"""What a command line needs before training: the config from file and overrides, the device,
+and mistakes told in one sentence."""
+
+import difflib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+__all__ = ["choose_device", "load_config", "user_errors"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode:
+    """Read a config file and overrides over the defaults of Detectron2 and kd_d2.
+
+    Args:
+        config_file: YAML, read without running Python tags; empty for the defaults alone.
+        overrides: ``KEY VALUE KEY VALUE ...``.
+
+    Returns:
+        The config, not frozen. Exported weights that were moved together with their config are
+        found beside it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a key is unknown (the nearest ones are named) or a value has the wrong type.
+    """
+    from kd_d2 import get_kd_cfg
+
+    cfg = get_kd_cfg()
+    known = list(_flat_keys(cfg))
+    if config_file:
+        _merge_file(cfg, config_file, known)
+    _merge_overrides(cfg, overrides or [], known)
+    weights = os.path.join(os.path.dirname(config_file), os.path.basename(cfg.MODEL.WEIGHTS))
+    moved = cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS
+    if moved and not os.path.isfile(cfg.MODEL.WEIGHTS) and os.path.isfile(weights):
+        cfg.MODEL.WEIGHTS = weights
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, config_file: str, known: list[str]) -> None:
+    if not PathManager.isfile(config_file):
+        raise FileNotFoundError(f"Config file '{config_file}' does not exist.{_near(config_file)}")
+    try:
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except yaml.constructor.ConstructorError as error:
+        raise ValueError(
+            f"Config file '{config_file}' (or a base of it) has a Python tag, which is not read "
+            f"because it runs code ({error.problem}): write the numbers themselves."
+        ) from error
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"Config file '{config_file}' is no valid YAML: {' '.join(str(error).split())}"
+        ) from error
+    except KeyError as error:
+        key = str(error.args[0]).rsplit(" ", 1)[-1]
+        raise ValueError(f"{_unknown(key, known)[:-1]} (in '{config_file}').") from error
+
+
+def _near(path: str) -> str:
+    folder, name = os.path.split(path)
+    if not os.path.isdir(folder or "."):
+        return ""
+    near = difflib.get_close_matches(name, os.listdir(folder or "."), n=1)
+    return f" Did you mean '{os.path.join(folder, near[0])}'?" if near else ""
+
+
+def _merge_overrides(cfg: CfgNode, overrides: list[str], known: list[str]) -> None:
+    for argument in overrides[::2]:
+        if argument.startswith("-"):
+            raise ValueError(f"Option {argument} must come before the KEY VALUE overrides.")
+        if "=" in argument:
+            raise ValueError(f"Overrides are 'KEY VALUE' with a space: not '{argument}'.")
+        if argument not in known:
+            raise ValueError(_unknown(argument, known))
+    if len(overrides) % 2:
+        raise ValueError(f"Overrides are pairs 'KEY VALUE', but {overrides[-1]} has no value.")
+    cfg.merge_from_list(overrides)
+
+
+def _flat_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _flat_keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    # the right key below the wrong node is the commonest slip
+    last = key.rsplit(".", 1)[-1].upper()
+    elsewhere = [k for k in known if k.rsplit(".", 1)[-1] == last]
+    near = difflib.get_close_matches(key.upper(), elsewhere, n=3, cutoff=0.0)
+    near += difflib.get_close_matches(key.upper(), known, n=3, cutoff=0.6)
+    near = list(dict.fromkeys(near))
+    hint = f": did you mean {' or '.join(near[:3])}?" if near else "."
+    return f"Unknown config key {key}{hint}"
+
+
+def choose_device(cfg: CfgNode, num_gpus: int) -> None:
+    """Set MODEL.DEVICE to the CPU, and say so, where the run is to have no GPU or finds none."""
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        return
+    if not torch.cuda.is_available():
+        logger.info("No GPU found: running on the CPU (%d threads).", torch.get_num_threads())
+    elif num_gpus == 0:
+        logger.info("--num-gpus 0: running on the CPU (%d threads).", torch.get_num_threads())
+    else:
+        return
+    cfg.MODEL.DEVICE = "cpu"
+
+
+USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, KeyError)
+
+
+@contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Tell mistakes that a user can mend in one sentence on stderr and exit with code 2.
+
+    With KD_D2_DEBUG=1 they keep their traceback.
+
+    Args:
+        kinds: the exceptions to treat so; by default those that checks of configs, files and data
+            raise.
+    """
+    kinds = kinds or USER_ERRORS
+    try:
+        yield
+    except kinds as error:
+        if os.environ.get("KD_D2_DEBUG", "") not in ("", "0"):
+            raise
+        if not comm.is_main_process():
+            # Rank 0 most likely has the same to say, and ends all when it has said it
+            time.sleep(2)
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"Error: {text} (KD_D2_DEBUG=1 shows where.)", file=sys.stderr, flush=True)
+        sys.exit(2)

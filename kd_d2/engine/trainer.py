@@ -1,0 +1,183 @@
+"""The trainer of a distillation run: Detectron2's DefaultTrainer with our parts in its slots."""
+
+import logging
+import weakref
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.utils import comm
+from torch import nn
+
+from kd_d2.checkpoint import KDCheckpointer
+from kd_d2.config_check import check_config
+from kd_d2.data.mappers import RobustDatasetMapper
+from kd_d2.data.requirements import check_datasets, check_num_classes
+from kd_d2.modeling.phases import phase_length
+from kd_d2.student_config import student_config
+
+from . import data_loader, evaluation, lr_schedule, optimizer
+from .evaluation_models import unwrap_model
+from .export import export_student
+from .phases_hook import FreezeBackbonePhase
+from .seeding import StepSeed
+from .train_loop import TrainLoop, amp_dtype
+
+__all__ = ["DistillationTrainer", "ExportStudent"]
+
+logger = logging.getLogger(__name__)
+
+
+class ExportStudent(HookBase):
+    """Writes the student alone when training has reached its end (main process only)."""
+
+    def __init__(self, cfg: CfgNode):
+        self.cfg = cfg
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():
+            export_student(unwrap_model(self.trainer.model), self.cfg, self.cfg.OUTPUT_DIR)
+
+
+class DistillationTrainer(DefaultTrainer):
+    """Trains a distiller, or a plain detector from the same kind of config.
+
+    What differs from Detectron2's: the config and the data are checked before anything is built; a
+    trainable teacher has a solver of its own; checkpoints are atomic, and resuming continues data
+    and random numbers where they were; DDP works on CPUs; the student is exported at the end.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Raises:
+            ConfigError, ValueError, FileNotFoundError: something that the run needs is wrong or
+                missing; the message says what.
+        """
+        # DefaultTrainer's own constructor has no slot for the loop, the checkpointer and DDP
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        check_config(cfg)
+        check_datasets(cfg)
+        check_num_classes(cfg, student_config(cfg).MODEL.META_ARCHITECTURE)
+        model = self.build_model(cfg)
+        # Before the model is wrapped and before any phase freezes a parameter
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        self._trainer = TrainLoop(self.wrap_model(model), loader, optimizer, amp_dtype(cfg))
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = KDCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from the last whole checkpoint in OUTPUT_DIR, else start from MODEL.WEIGHTS."""
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        file = self.checkpointer.resumed_from
+        if file is not None:
+            self.start_iter = self.iter + 1
+            logger.info(
+                "Resumed from %s: continuing at iteration %d of %d.",
+                file,
+                self.start_iter,
+                self.max_iter,
+            )
+        elif resume:
+            logger.info(
+                "Nothing to resume in %s: starting from %s.",
+                self.cfg.OUTPUT_DIR,
+                self.cfg.MODEL.WEIGHTS or "random weights (MODEL.WEIGHTS is empty)",
+            )
+        order = getattr(self.data_loader, "batch_sampler", None)
+        if isinstance(order, data_loader.BatchOrder):
+            order.start = self.start_iter
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks; before them the phases and seeds, after checkpoints the export."""
+        cfg = self.cfg
+        first: list[HookBase] = []
+        frozen = phase_length(cfg.MODEL.KD.FREEZE_BACKBONE, self.max_iter)
+        if frozen:
+            first.append(FreezeBackbonePhase(frozen))
+        if cfg.SEED >= 0:
+            first.append(StepSeed(cfg.SEED))
+        hooks = first + super().build_hooks()
+        is_eval = [type(hook).__name__ == "EvalHook" for hook in hooks]
+        # Before the last evaluation, so that the product exists whatever happens there
+        hooks.insert(is_eval.index(True), ExportStudent(cfg))
+        return hooks
+
+    @staticmethod
+    def wrap_model(model: nn.Module) -> nn.Module:
+        """Wrap a model in DDP if there are several processes, on GPUs or on CPUs."""
+        on_gpu = next(model.parameters()).device.type == "cuda"
+        return create_ddp_model(
+            model, broadcast_buffers=False, **({} if on_gpu else {"device_ids": None})
+        )
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module):
+        return optimizer.build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer):
+        return lr_schedule.build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, mapper=None):
+        mapper = mapper or DatasetMapper(cfg, is_train=True)
+        return data_loader.build_train_loader(cfg, RobustDatasetMapper(mapper))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str, mapper=None):
+        mapper = mapper or DatasetMapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=RobustDatasetMapper(mapper))
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
+        return evaluation.build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
+        """Evaluate the student and, with MODEL.KD.EVAL_TEACHER, the teacher.
+
+        Returns:
+            As ``DefaultTrainer.test``; the teacher's scores are under ``<task>_teacher``.
+        """
+        model = unwrap_model(model)
+        results = super().test(cfg, model, evaluators)
+        if evaluation.evaluates_teacher(cfg, model):
+            for name in cfg.DATASETS.TEST:
+                scores = evaluation.evaluate_teacher(cls, cfg, model, name)
+                (results if len(cfg.DATASETS.TEST) == 1 else results[name]).update(scores)
+        return results
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Scale a config to another number of processes as Detectron2 does, ours included.
+
+        Does nothing unless SOLVER.REFERENCE_WORLD_SIZE is set and differs from ``num_workers``.
+        """
+        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        cfg = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if reference in (0, num_workers):
+            return cfg
+        scale = num_workers / reference
+        cfg = cfg.clone()
+        cfg.defrost()
+        teacher, kd = cfg.SOLVER.TEACHER, cfg.MODEL.KD
+        if teacher.BASE_LR is not None:
+            teacher.BASE_LR *= scale
+        if teacher.WARMUP_ITERS is not None:
+            teacher.WARMUP_ITERS = round(teacher.WARMUP_ITERS / scale)
+        if teacher.STEPS is not None:
+            teacher.STEPS = [round(step / scale) for step in teacher.STEPS]
+        phases = [(kd, "FREEZE_BACKBONE"), (kd.LGD, "PRE_NONDISTILL"), (kd.LGD, "POST_NONDISTILL")]
+        for node, key in phases:
+            # fractions and "auto" follow MAX_ITER by themselves
+            if isinstance(node[key], int) and not isinstance(node[key], bool):
+                node[key] = round(node[key] / scale)
+        cfg.freeze()
+        return cfg

@@ -1,0 +1,1 @@
+"""Several runs of train_net.py side by side, and what they leave behind."""

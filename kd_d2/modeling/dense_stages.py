@@ -1,0 +1,72 @@
+"""Stages of every Detectron2 ``DenseDetector``: RetinaNet, FCOS, and whoever subclasses it."""
+
+from typing import Any
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from kd_d2.modeling.stages import DetectorStages, register_stages, substituted
+
+
+@register_stages(DenseDetector)
+class DenseStages(DetectorStages):
+    """Needs of the detector only what Detectron2's own dense detectors have.
+
+    ``forward_training(images, features, predictions, gt_instances)`` must call
+    ``label_anchors(anchors, gt_instances)``; what that returns *is* the assignment, e.g. for
+    RetinaNet a list of (R,) labels and a list of (R, 4) matched boxes, R = all anchors of an image.
+    """
+
+    def __init__(self, detector: DenseDetector):
+        super().__init__(detector)
+        shapes = detector.backbone.output_shape()
+        self.feature_shapes: dict[str, ShapeSpec] = {f: shapes[f] for f in detector.head_in_features}
+        self.num_classes: int = detector.num_classes
+
+    def preprocess(self, batched_inputs: list[dict]) -> ImageList:
+        return self.detector.preprocess_image(batched_inputs)
+
+    def features(self, images: ImageList) -> dict[str, Tensor]:
+        features = self.detector.backbone(images.tensor)
+        return {f: features[f] for f in self.detector.head_in_features}
+
+    def predict(self, images, features, gt=None) -> Any:
+        return self.detector.head(list(features.values()))
+
+    def assign(self, images, features, predictions, gt: list[Instances]) -> Any:
+        if not hasattr(self.detector, "label_anchors"):
+            return None
+        anchors = self.detector.anchor_generator(list(features.values()))
+        return self.detector.label_anchors(anchors, gt)
+
+    def losses(self, images, features, predictions, gt, assignment=None):
+        args = (images, list(features.values()), predictions, gt)
+        if not hasattr(self.detector, "label_anchors"):
+            if assignment is not None:
+                raise self._assigns_elsewhere()
+            return None, self.detector.forward_training(*args)
+        with substituted(self.detector, "label_anchors", assignment) as labels:
+            losses = self.detector.forward_training(*args)
+        if assignment is not None and not labels.calls:
+            raise self._assigns_elsewhere()
+        return labels.result, losses
+
+    def _assigns_elsewhere(self) -> TypeError:
+        return TypeError(
+            f"{type(self.detector).__name__}.forward_training does not call label_anchors, so it "
+            "cannot take another network's assignment: register stages of its own for it."
+        )
+
+    def inference(self, images, features, batched_inputs) -> list[dict]:
+        predictions = self.predict(images, features)
+        results = self.detector.forward_inference(images, list(features.values()), predictions)
+        return [
+            {"instances": detector_postprocess(r, x.get("height", s[0]), x.get("width", s[1]))}
+            for r, x, s in zip(results, batched_inputs, images.image_sizes, strict=True)
+        ]
+
+    def head_modules(self) -> list[nn.Module]:
+        return [self.detector.head]

@@ -1,0 +1,302 @@
+"""FCOS as a META_ARCH: Detectron2 has the class, but neither a config nor per-level scales for it.
+
+Settings of the cvpods implementation that LGD was published with: GroupNorm towers, centerness on
+the box tower, per-level scales, centre sampling, GIoU.
+
+Shapes: N images, R points of all levels together, K classes. Without anchors, one point per cell.
+"""
+
+import torch
+from detectron2.config import CfgNode as CN
+from detectron2.config import configurable
+from detectron2.layers import batched_nms, cat
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils import comm
+from fvcore.nn import sigmoid_focal_loss_jit
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kd_d2.modeling.detectors.fcos_head import FCOSHead
+from kd_d2.modeling.detectors.fcos_targets import (
+    centerness_targets,
+    distances_to_boxes,
+    giou_loss_of_distances,
+    level_ranges,
+    match_points,
+)
+
+
+def add_fcos_config(cfg: CN) -> None:
+    """Add the node ``MODEL.FCOS``."""
+    cfg.MODEL.FCOS = CN()
+    # Feature levels of the head, from fine to coarse.
+    cfg.MODEL.FCOS.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Number of classes without background.
+    cfg.MODEL.FCOS.NUM_CLASSES = 80
+    # 3x3 convolutions in each of the two towers.
+    cfg.MODEL.FCOS.NUM_CONVS = 4
+    # Norm after each of them: "GN" (32 groups), "BN" and "SyncBN" (statistics per level), "" (none)
+    # or another name known to detectron2.layers.get_norm.
+    cfg.MODEL.FCOS.NORM = "GN"
+    # Probability of every class at the first iteration; sets the bias of the classifier.
+    cfg.MODEL.FCOS.PRIOR_PROB = 0.01
+    # Predict centerness from the box tower (True) or from the class tower.
+    cfg.MODEL.FCOS.CENTERNESS_ON_REG = True
+    # Predict distances in units of the stride through a ReLU (True), or in pixels through exp.
+    cfg.MODEL.FCOS.NORM_REG_TARGETS = True
+    # A point learns a box only within this many strides of its centre; 0: anywhere in the box.
+    cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5
+    # Largest distance in pixels from a point to a side of its box, for every level but the last,
+    # which has no limit; it is the smallest distance for the next level. Empty: 8 times the level's
+    # stride, i.e. 64, 128, 256, 512 for P3 to P7.
+    cfg.MODEL.FCOS.SIZES_OF_INTEREST = []
+    # Parameters of the focal loss.
+    cfg.MODEL.FCOS.FOCAL_LOSS_ALPHA = 0.25
+    cfg.MODEL.FCOS.FOCAL_LOSS_GAMMA = 2.0
+    # Inference: the best candidates of each level, the least class probability of a candidate
+    # (before centerness counts), and the IoU above which NMS drops the weaker of two boxes.
+    cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST = 1000
+    cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.05
+    cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6
+
+
+@META_ARCH_REGISTRY.register()
+class FCOS(DenseDetector):
+    """Fully convolutional one-stage detector (arXiv 1904.01355, 2006.09214)."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: nn.Module,
+        head_in_features: list[str],
+        num_classes: int,
+        sizes_of_interest: list[float] = (),
+        center_sampling_radius: float = 1.5,
+        focal_loss_alpha: float = 0.25,
+        focal_loss_gamma: float = 2.0,
+        test_score_thresh: float = 0.05,
+        test_topk_candidates: int = 1000,
+        test_nms_thresh: float = 0.6,
+        max_detections_per_image: int = 100,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+    ):
+        """
+        Args:
+            head: returns logits, distances and centerness, see :class:`FCOSHead`.
+            head_in_features: levels of the backbone that it reads, from fine to coarse.
+            sizes_of_interest: one upper limit for every level but the last; empty: 8 strides.
+
+        The other arguments are explained at the config keys of :func:`add_fcos_config`.
+
+        Raises:
+            ValueError: limits whose number does not fit the levels, or that do not increase.
+        """
+        super().__init__(
+            backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
+        )
+        self.num_classes = num_classes
+        shapes = backbone.output_shape()
+        strides = [shapes[f].stride for f in head_in_features]
+        # A point is represented as the square of one stride around it.
+        self.anchor_generator = DefaultAnchorGenerator(
+            sizes=[[s] for s in strides], aspect_ratios=[1.0], strides=strides
+        )
+        sizes = list(sizes_of_interest) or [8 * s for s in strides[:-1]]
+        if len(sizes) != len(strides) - 1 or sizes != sorted(set(sizes)):
+            raise ValueError(
+                "MODEL.FCOS.SIZES_OF_INTEREST needs one increasing number for every level but the "
+                f"last of {list(head_in_features)}, got {sizes}."
+            )
+        self.level_ranges = level_ranges(sizes)
+        self.center_sampling_radius = center_sampling_radius
+        self.focal_loss_alpha = focal_loss_alpha
+        self.focal_loss_gamma = focal_loss_gamma
+        self.test_score_thresh = test_score_thresh
+        self.test_topk_candidates = test_topk_candidates
+        self.test_nms_thresh = test_nms_thresh
+        self.max_detections_per_image = max_detections_per_image
+
+    @classmethod
+    def from_config(cls, cfg):
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        fcos = cfg.MODEL.FCOS
+        return {
+            "backbone": backbone,
+            "head": FCOSHead(cfg, [shapes[f] for f in fcos.IN_FEATURES]),
+            "head_in_features": fcos.IN_FEATURES,
+            "num_classes": fcos.NUM_CLASSES,
+            "sizes_of_interest": fcos.SIZES_OF_INTEREST,
+            "center_sampling_radius": fcos.CENTER_SAMPLING_RADIUS,
+            "focal_loss_alpha": fcos.FOCAL_LOSS_ALPHA,
+            "focal_loss_gamma": fcos.FOCAL_LOSS_GAMMA,
+            "test_score_thresh": fcos.SCORE_THRESH_TEST,
+            "test_topk_candidates": fcos.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": fcos.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: tuple[list[Tensor], list[Tensor], list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """The losses of a batch; ``predictions`` are the head's."""
+        logits, distances, centerness = self._transpose_dense_predictions(
+            predictions, [self.num_classes, 4, 1]
+        )
+        anchors = self.anchor_generator(features)
+        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
+        return self.losses(anchors, logits, gt_labels, distances, gt_boxes, centerness)
+
+    @torch.no_grad()
+    def label_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Which object each point learns, for all objects of all images at once.
+
+        Args:
+            anchors: the squares of the points of each level.
+
+        Returns:
+            list[Tensor]: labels (R,) of each image; the background is ``num_classes``.
+            list[Tensor]: boxes (R, 4) that the points learn; arbitrary for the background.
+        """
+        squares = cat([a.tensor for a in anchors])
+        points = (squares[:, :2] + squares[:, 2:]) * 0.5
+        strides = squares[:, 2] - squares[:, 0]
+        ranges = cat([s.tensor.new_tensor(r).expand(len(s), 2) for s, r in self._levels(anchors)])
+
+        # Padded to the largest count, and to at least one, so that no image is a special case.
+        nobody = points.new_zeros(1, 4)
+        boxes = nn.utils.rnn.pad_sequence(
+            [x.gt_boxes.tensor for x in gt_instances] + [nobody], batch_first=True
+        )[:-1]
+        classes = nn.utils.rnn.pad_sequence(
+            [x.gt_classes for x in gt_instances] + [nobody[:, 0].long()], batch_first=True
+        )[:-1]
+        index, matched = match_points(points, strides, ranges, boxes, self.center_sampling_radius)
+        labels = classes.gather(1, index).where(matched, self.num_classes)
+        matched_boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+        return list(labels), list(matched_boxes)
+
+    def _levels(self, anchors: list[Boxes]):
+        return zip(anchors, self.level_ranges, strict=True)
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_distances: list[Tensor],
+        gt_boxes: list[Tensor],
+        pred_centerness: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Focal, GIoU (weighted by centerness) and centerness loss, means over the positives.
+
+        Everything is computed for all points and masked afterwards: indexing with the positives
+        would make the host wait for the device, and drop parameters from the graph when there
+        are none.
+
+        Args:
+            pred_logits: (N, R_l, K) of each level.
+            pred_distances: (N, R_l, 4) of each level.
+            pred_centerness: (N, R_l, 1) of each level.
+            gt_labels, gt_boxes: as :meth:`label_anchors` returns them; negative labels are ignored.
+        """
+        logits, distances, centerness = (
+            cat(x, dim=1).float() for x in (pred_logits, pred_distances, pred_centerness)
+        )
+        labels = torch.stack(gt_labels)  # (N, R)
+        valid = labels >= 0
+        positive = valid & (labels != self.num_classes)
+
+        points = Boxes.cat(anchors).get_centers()
+        targets = distances_to_boxes(points, torch.stack(gt_boxes).float())  # (N, R, 4)
+        targets = targets.where(positive[..., None], 1.0)
+        ctr_targets = centerness_targets(targets) * positive
+        num_positive, ctr_sum = _mean_over_gpus(torch.stack((positive.sum(), ctr_targets.sum())))
+
+        one_hot = labels[..., None] == torch.arange(self.num_classes, device=labels.device)
+        focal = sigmoid_focal_loss_jit(
+            logits, one_hot.float(), alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+        )
+        giou = giou_loss_of_distances(distances.where(positive[..., None], 1.0), targets)
+        bce = F.binary_cross_entropy_with_logits(
+            centerness.squeeze(-1), ctr_targets, reduction="none"
+        )
+        return {
+            "loss_cls": focal.sum(-1).where(valid, 0.0).sum() / num_positive,
+            "loss_box_reg": (giou * ctr_targets).sum() / ctr_sum,
+            "loss_centerness": bce.where(positive, 0.0).sum() / num_positive,
+        }
+
+    def forward_inference(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: tuple[list[Tensor], list[Tensor], list[Tensor]],
+    ) -> list[Instances]:
+        """Detections of each image in network input coordinates; leaves ``predictions`` alone."""
+        per_level = zip(
+            self.anchor_generator(features),
+            *self._transpose_dense_predictions(predictions, [self.num_classes, 4, 1]),
+            strict=True,
+        )
+        # list over levels of (centres (R_l, 2), (N, R_l, K), (N, R_l, 4), (N, R_l))
+        levels = [
+            (a.get_centers(), x.float().sigmoid(), d.float(), c.float().sigmoid().squeeze(-1))
+            for a, x, d, c in per_level
+        ]
+        results = []
+        for i, image_size in enumerate(images.image_sizes):
+            candidates = [self._candidates(p, s[i], d[i], c[i]) for p, s, d, c in levels]
+            boxes, scores, classes = (cat(x) for x in zip(*candidates, strict=True))
+            keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)
+            keep = keep[: self.max_detections_per_image]
+            results.append(
+                Instances(
+                    image_size,
+                    pred_boxes=Boxes(boxes[keep]),
+                    scores=scores[keep],
+                    pred_classes=classes[keep],
+                )
+            )
+        return results
+
+    def _candidates(
+        self, points: Tensor, probabilities: Tensor, distances: Tensor, centerness: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (k, 4), scores (k,) and classes (k,) of the best candidates of a level of an image.
+
+        Candidates are chosen by class probability alone; only their rank in NMS sees centerness.
+        """
+        num_candidates = min(self.test_topk_candidates, len(points))
+        best, index = probabilities.flatten().topk(num_candidates)
+        confident = best > self.test_score_thresh
+        best, index = best[confident], index[confident]
+        point = torch.div(index, self.num_classes, rounding_mode="floor")
+        centres, sides = points[point], distances[point]
+        boxes = cat((centres - sides[:, :2], centres + sides[:, 2:]), dim=1)
+        return boxes, (best * centerness[point]).sqrt(), index % self.num_classes
+
+
+def _mean_over_gpus(values: Tensor) -> Tensor:
+    """Mean over the processes, at least 1; stays on the device."""
+    values = values.float()
+    world_size = comm.get_world_size()
+    if world_size > 1:
+        torch.distributed.all_reduce(values)
+        values = values / world_size
+    return values.clamp(min=1)

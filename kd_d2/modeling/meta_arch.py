@@ -1,0 +1,178 @@
+"""The wiring: student view -> teacher view -> heads -> one dict of losses."""
+
+import contextlib
+from collections.abc import Mapping
+
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from kd_d2.modeling.distill_heads import DistillHead, build_distill_head
+from kd_d2.modeling.norm_statistics import SecondNormStatistics
+from kd_d2.modeling.stages import build_stages
+from kd_d2.modeling.teachers import build_teacher
+from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
+from kd_d2.student_config import student_config
+
+
+class Distiller(nn.Module):
+    """A student, a teacher, and the heads that compare them. One class for every detector.
+
+    State dict: ``student.*`` with the student's own names, ``teacher.*`` for what is trainable in
+    a teacher, ``heads.<name>.*``. At inference it is the student, and nothing else.
+    """
+
+    has_teacher_inference = True
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        heads: Mapping[str, DistillHead] | None = None,
+    ):
+        """
+        Args:
+            student: a detector of a known family (see :func:`build_stages`).
+            teacher: see ``TEACHER_REGISTRY``; None trains the student plainly.
+            heads: name -> head.
+        """
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+        self.heads = nn.ModuleDict(heads)
+        self.stages = build_stages(student)
+        self._student_request = ViewRequest(Stage.LOSSES)
+        teacher_request = ViewRequest()
+        for head in self.heads.values():
+            self._student_request |= head.student_request
+            teacher_request |= head.teacher_request
+        if teacher is not None:
+            teacher.request = teacher_request
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        from kd_d2.config_check import check_config
+
+        check_config(cfg)
+        student_cfg = student_config(cfg)
+        student = META_ARCH_REGISTRY.get(student_cfg.MODEL.META_ARCHITECTURE)(student_cfg)
+        if not cfg.MODEL.KD.ENABLED:
+            return {"student": student}
+        stages = build_stages(student)
+        teacher = build_teacher(cfg, stages)
+        heads = {
+            name: build_distill_head(name, cfg, stages.feature_shapes, teacher.feature_shapes)
+            for name in cfg.MODEL.KD.HEADS
+        }
+        return {"student": student, "teacher": teacher, "heads": heads}
+
+    @property
+    def device(self):
+        return next(self.student.parameters()).device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """In training the losses of student, teacher and heads; else the student's detections.
+
+        Raises:
+            ValueError: if a loss of one part would overwrite that of another.
+        """
+        if not self.training or self.teacher is None:
+            return self.student(batched_inputs)
+        gt = [x["instances"].to(self.device) for x in batched_inputs]
+        student = self.stages.run(batched_inputs, self._student_request, gt)
+        teacher = self.teach(batched_inputs, gt, student)
+        parts = [student.losses, teacher.losses]
+        parts += [head(student, teacher, gt) for head in self.heads.values()]
+        losses = {name: loss for part in parts for name, loss in part.items()}
+        if len(losses) < sum(map(len, parts)):
+            raise ValueError(
+                f"Two parts of the distiller return a loss of the same name: {[*map(list, parts)]}."
+            )
+        return losses
+
+    def teach(
+        self, batched_inputs: list[dict], gt: list[Instances], student: DetectorView
+    ) -> DetectorView:
+        """The teacher's view; its ``losses`` are trained together with the student's."""
+        return self.teacher(batched_inputs, gt, student)
+
+    def inference(self, batched_inputs: list[dict], teacher: bool = False) -> list[dict]:
+        """Detections of the student or, on request, of the teacher.
+
+        Raises:
+            ValueError: if there is no teacher to ask.
+        """
+        if not teacher:
+            return self.student(batched_inputs)
+        if self.teacher is None:
+            raise ValueError("Distillation is off (MODEL.KD.ENABLED False): there is no teacher.")
+        return self.teacher_inference(batched_inputs)
+
+    def teacher_inference(self, batched_inputs: list[dict]) -> list[dict]:
+        raise NotImplementedError
+
+
+@META_ARCH_REGISTRY.register()
+class FrozenTeacherDistiller(Distiller):
+    """A trained detector teaches the student; only the heads compare the two."""
+
+    def teach(self, batched_inputs, gt, student):
+        view = super().teach(batched_inputs, gt, student)
+        # Knowledge for the heads, if one asked for them, and nothing to be minimised.
+        view.losses = {}
+        return view
+
+    def teacher_inference(self, batched_inputs: list[dict]) -> list[dict]:
+        return self.teacher.inference(batched_inputs)
+
+
+@META_ARCH_REGISTRY.register()
+class LabelGuidedDistiller(Distiller):
+    """The teacher writes features from the labels, and the student's own head judges them.
+
+    The features go through the student's head (same weights, trainable). Where the family
+    allows it, the assignment of the student's pass is used again, so there is one assignment and
+    two losses; the teacher's are called ``<name>.tea`` (LGD, arXiv 2109.11496, section 3.3).
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.teacher is not None:
+            statistics = SecondNormStatistics(self.stages.head_modules())
+            if len(statistics):
+                self.teacher.head_norms = statistics
+
+    def teach(self, batched_inputs, gt, student):
+        view = super().teach(batched_inputs, gt, student)
+        with self._teacher_statistics():
+            view.predictions = self.stages.predict(view.images, view.features, gt)
+            assignment = student.assignment if self.stages.shares_assignment else None
+            view.assignment, losses = self.stages.losses(
+                view.images, view.features, view.predictions, gt, assignment
+            )
+        view.losses = {f"{name}.tea": loss for name, loss in losses.items()}
+        return view
+
+    def _teacher_statistics(self):
+        norms = getattr(self.teacher, "head_norms", None)
+        return norms.in_force() if norms is not None else contextlib.nullcontext()
+
+    def teacher_inference(self, batched_inputs: list[dict]) -> list[dict]:
+        """Detections from the instructive features: an upper bound, not a result.
+
+        Raises:
+            ValueError: if the images come without their labels.
+        """
+        if any("instances" not in x for x in batched_inputs):
+            raise ValueError(
+                "This teacher reads the labels, and the images carry none: use "
+                "kd_d2.data.mappers.build_annotated_test_mapper for its evaluation."
+            )
+        gt = [x["instances"].to(self.device) for x in batched_inputs]
+        student = self.stages.run(batched_inputs, ViewRequest())
+        view = self.teacher(batched_inputs, gt, student)
+        with self._teacher_statistics():
+            return self.stages.inference(view.images, view.features, batched_inputs)

@@ -1,0 +1,215 @@
+"""A detector seen as five stages: preprocess, features, predict, assign, losses.
+
+The wrapped detector keeps its own class, parameters and state-dict names. What methods exchange
+between two networks (features, assignments) enters and leaves here, and nowhere else.
+"""
+
+import contextlib
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from detectron2.layers import ShapeSpec
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
+
+
+class DetectorStages:
+    """Interface of a detector family. Subclass it, and register the subclass, for a new family.
+
+    A subclass must implement :meth:`preprocess`, :meth:`features`, :meth:`predict`,
+    :meth:`losses` and :meth:`inference`, and set ``feature_shapes`` and ``num_classes``.
+
+    Attributes:
+        detector: the wrapped module.
+        feature_shapes: level name -> ShapeSpec(channels, stride), from fine to coarse; exactly
+            the levels that :meth:`features` returns.
+        num_classes: number of foreground classes.
+        shares_assignment: whether an assignment made on one set of predictions holds for another
+            one of the same image size (true for fixed anchors and points, false for proposals).
+    """
+
+    feature_shapes: dict[str, ShapeSpec]
+    num_classes: int
+    shares_assignment = True
+
+    def __init__(self, detector: nn.Module):
+        self.detector = detector
+
+    def preprocess(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalises and pads the raw images of a batch the detector's own way."""
+        raise NotImplementedError
+
+    def features(self, images: ImageList) -> dict[str, Tensor]:
+        """Level name -> (N, C, H_l, W_l), in the order of ``feature_shapes``."""
+        raise NotImplementedError
+
+    def predict(
+        self, images: ImageList, features: dict[str, Tensor], gt: list[Instances] | None = None
+    ) -> Any:
+        """Runs the head on ``features`` (the detector's own, or a teacher's of equal shapes)."""
+        raise NotImplementedError
+
+    def assign(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        predictions: Any,
+        gt: list[Instances],
+    ) -> Any:
+        """Decides which prediction learns which object; None where a family cannot say."""
+        return None
+
+    def losses(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        predictions: Any,
+        gt: list[Instances],
+        assignment: Any = None,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """The detector's losses for ``predictions``.
+
+        Args:
+            assignment: one made by :meth:`assign` here or elsewhere; None makes a new one.
+
+        Returns:
+            the assignment that was used, and loss name -> scalar.
+        """
+        raise NotImplementedError
+
+    def inference(
+        self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[dict]
+    ) -> list[dict]:
+        """Detections from ``features``, post-processed as the detector's own forward does it."""
+        raise NotImplementedError
+
+    def feature_extractor(self) -> nn.Module:
+        """The raw backbone, without its feature pyramid (the part that a warm-up may freeze)."""
+        backbone = self.detector.backbone
+        return getattr(backbone, "bottom_up", backbone)
+
+    def head_modules(self) -> Iterable[nn.Module]:
+        """The modules that :meth:`predict` and :meth:`losses` run."""
+        raise NotImplementedError
+
+    def run(
+        self, batched_inputs: list[dict], request: ViewRequest, gt: list[Instances] | None = None
+    ) -> DetectorView:
+        """Runs the stages that ``request`` asks for, each once, and no other.
+
+        Raises:
+            ValueError: if the request needs ground truth and there is none.
+        """
+        if request.stage >= Stage.ASSIGNMENT and gt is None:
+            raise ValueError(f"Stage {request.stage.name} needs ground truth, and gt is None.")
+        images = self.preprocess(batched_inputs)
+        with captured_taps(self.detector, request.taps) as taps:
+            view = DetectorView(images, self.features(images), taps=taps)
+            if request.stage >= Stage.PREDICTIONS:
+                view.predictions = self.predict(images, view.features, gt)
+            if request.stage == Stage.ASSIGNMENT:
+                view.assignment = self.assign(images, view.features, view.predictions, gt)
+            if request.stage >= Stage.LOSSES:
+                view.assignment, view.losses = self.losses(
+                    images, view.features, view.predictions, gt
+                )
+        return view
+
+
+_STAGES: dict[type, type[DetectorStages]] = {}
+
+
+def register_stages(detector_class: type) -> Callable[[type[DetectorStages]], type]:
+    """Class decorator: these stages serve ``detector_class`` and its subclasses."""
+
+    def register(stages_class: type[DetectorStages]) -> type[DetectorStages]:
+        _STAGES[detector_class] = stages_class
+        return stages_class
+
+    return register
+
+
+def build_stages(detector: nn.Module) -> DetectorStages:
+    """Stages of the nearest registered ancestor of the detector's class.
+
+    Raises:
+        TypeError: for a family that nobody registered; says which are known and how to add one.
+    """
+    for ancestor in type(detector).__mro__:
+        if ancestor in _STAGES:
+            return _STAGES[ancestor](detector)
+    known = ", ".join(sorted(c.__name__ for c in _STAGES))
+    raise TypeError(
+        f"{type(detector).__name__} belongs to no known detector family ({known}): subclass "
+        "kd_d2.modeling.DetectorStages and decorate it with "
+        f"@register_stages({type(detector).__name__})."
+    )
+
+
+class Substitution:
+    """What happened to a method while :func:`substituted` was in force."""
+
+    def __init__(self, result: Any):
+        self.result = result
+        self.calls = 0
+
+
+@contextlib.contextmanager
+def substituted(owner: nn.Module, method: str, result: Any = None) -> Iterator[Substitution]:
+    """While open, ``owner.method`` returns ``result``; if that is None it runs and is recorded.
+
+    Detectron2 calls its label assigners from inside its loss functions. This is how an
+    assignment is taken out of, and put into, a detector that knows nothing of distillation,
+    without a subclass for each detector.
+    """
+    original = getattr(owner, method)
+    record = Substitution(result)
+
+    def stand_in(*args, **kwargs):
+        record.calls += 1
+        if result is None:
+            record.result = original(*args, **kwargs)
+        return record.result
+
+    shadowed = owner.__dict__.get(method)
+    owner.__dict__[method] = stand_in
+    try:
+        yield record
+    finally:
+        if shadowed is None:
+            del owner.__dict__[method]
+        else:
+            owner.__dict__[method] = shadowed
+
+
+@contextlib.contextmanager
+def captured_taps(detector: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list]]:
+    """While open, collects the outputs of the named submodules, one entry a call.
+
+    Raises:
+        KeyError: for a name that the detector does not have; names the nearest.
+    """
+    taps: dict[str, list] = {name: [] for name in names}
+    handles = []
+    try:
+        if taps:
+            modules = dict(detector.named_modules())
+        for name, outputs in taps.items():
+            if name not in modules:
+                near = difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
+                raise KeyError(
+                    f"{type(detector).__name__} has no submodule {name!r} to tap; "
+                    f"the nearest are {', '.join(near)}."
+                )
+            handles.append(
+                modules[name].register_forward_hook(
+                    lambda module, args, output, outputs=outputs: outputs.append(output)
+                )
+            )
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,103 @@
+"""Teachers: what turns a batch, its ground truth and the student's view into knowledge."""
+
+import logging
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Instances
+from torch import nn
+
+from kd_d2.checkpoint import load_detector_weights
+from kd_d2.modeling.frozen import Frozen
+from kd_d2.modeling.stages import DetectorStages, build_stages
+from kd_d2.modeling.views import DetectorView, ViewRequest
+from kd_d2.registry import NamedRegistry
+
+logger = logging.getLogger(__name__)
+
+TEACHER_REGISTRY = NamedRegistry("TEACHER", "teacher (MODEL.KD.TEACHER.NAME)")
+TEACHER_REGISTRY.__doc__ = """
+Registry of teachers.
+
+A teacher is an ``nn.Module`` with ``feature_shapes`` (level name -> ShapeSpec) and
+``forward(batched_inputs, gt, student) -> DetectorView``. The registered object is called as
+``obj(cfg, student_stages)``.
+"""
+
+
+def build_teacher(cfg: CfgNode, student: DetectorStages) -> nn.Module:
+    """Builds ``MODEL.KD.TEACHER.NAME``."""
+    return TEACHER_REGISTRY.get(cfg.MODEL.KD.TEACHER.NAME)(cfg, student)
+
+
+@TEACHER_REGISTRY.register("Frozen")
+class FrozenTeacher(nn.Module):
+    """Any trained detector. It gives its own view of the same raw images, and never changes.
+
+    Its parameters are not parameters of this module: no optimiser, checkpoint or DDP wrapper
+    meets them, and it stays in eval mode whatever ``train()`` is called. It runs only the stages
+    in ``request``, which the distiller sets to the union of what its heads ask for.
+    """
+
+    @configurable
+    def __init__(self, *, detector: nn.Module, flip_channels: bool = False):
+        """
+        Args:
+            detector: a trained detector of a known family.
+            flip_channels: the student's images are RGB where the teacher wants BGR, or vice versa.
+        """
+        super().__init__()
+        self._frozen = Frozen(detector)
+        self.stages = build_stages(detector)
+        self.feature_shapes = self.stages.feature_shapes
+        self.flip_channels = flip_channels
+        self.request = ViewRequest()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, student: DetectorStages) -> dict:
+        from kd_d2.teacher_config import load_teacher_cfg, teacher_weights
+
+        teacher_cfg = load_teacher_cfg(cfg)
+        detector = META_ARCH_REGISTRY.get(teacher_cfg.MODEL.META_ARCHITECTURE)(teacher_cfg)
+        detector.to(torch.device(cfg.MODEL.DEVICE))
+        report = load_detector_weights(
+            detector,
+            teacher_weights(cfg),
+            allow_partial=cfg.MODEL.KD.TEACHER.ALLOW_PARTIAL_WEIGHTS,
+        )
+        logger.info(f"Frozen teacher {type(detector).__name__}: {report}")
+        formats = {cfg.INPUT.FORMAT, teacher_cfg.INPUT.FORMAT}
+        if len(formats) == 2 and formats != {"RGB", "BGR"}:
+            raise ValueError(
+                f"Student images are {cfg.INPUT.FORMAT} and the teacher wants "
+                f"{teacher_cfg.INPUT.FORMAT}: INPUT.FORMAT of the two must be equal, or RGB and BGR."
+            )
+        return {"detector": detector, "flip_channels": len(formats) == 2}
+
+    @property
+    def detector(self) -> nn.Module:
+        """The wrapped detector."""
+        return self._frozen.module
+
+    def _apply(self, fn, recurse=True):
+        self._frozen.module._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def _inputs(self, batched_inputs: list[dict]) -> list[dict]:
+        if not self.flip_channels:
+            return batched_inputs
+        return [{**x, "image": x["image"].flip(0)} for x in batched_inputs]
+
+    # no_grad, not inference_mode: inference tensors cannot be saved for the backward of a loss.
+    @torch.no_grad()
+    def forward(
+        self, batched_inputs: list[dict], gt: list[Instances], student: DetectorView | None = None
+    ) -> DetectorView:
+        """The teacher's view of the batch; ``student`` is not looked at."""
+        return self.stages.run(self._inputs(batched_inputs), self.request, gt)
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[dict]) -> list[dict]:
+        """The teacher's own detections."""
+        return self.detector(self._inputs(batched_inputs))

@@ -1,0 +1,61 @@
+"""What one run of a detector leaves behind, and how much of it somebody asked for."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from detectron2.structures import ImageList
+from torch import Tensor
+
+
+class Stage(IntEnum):
+    """How far a detector is run. Every stage includes those before it."""
+
+    FEATURES = 1
+    PREDICTIONS = 2
+    ASSIGNMENT = 3
+    LOSSES = 4
+
+
+@dataclass(frozen=True)
+class ViewRequest:
+    """What a distillation head needs to see of one side.
+
+    Attributes:
+        stage: the last stage that must have run.
+        taps: names of submodules of the detector whose outputs are to be kept,
+            e.g. ``"head.cls_subnet"`` or ``"roi_heads.box_head"``.
+    """
+
+    stage: Stage = Stage.FEATURES
+    taps: tuple[str, ...] = ()
+
+    def __or__(self, other: "ViewRequest") -> "ViewRequest":
+        """The smallest request that satisfies both."""
+        return ViewRequest(
+            max(self.stage, other.stage), tuple(dict.fromkeys(self.taps + other.taps))
+        )
+
+
+@dataclass
+class DetectorView:
+    """One run of a detector (or of a teacher that imitates one) on one batch.
+
+    N is the number of images, l a pyramid level with C channels and H_l x W_l cells.
+
+    Attributes:
+        images: the padded, normalised batch of this detector, ``tensor`` (N, 3, H, W).
+        features: level name -> (N, C, H_l, W_l), ordered from fine to coarse.
+        predictions: what the detector's ``predict`` stage returned, in its own format.
+        assignment: which prediction is to learn which object, in its own format.
+        losses: name -> scalar.
+        taps: submodule name -> its outputs, one entry a call (a head shared by five levels is
+            called five times).
+    """
+
+    images: ImageList
+    features: dict[str, Tensor]
+    predictions: Any = None
+    assignment: Any = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    taps: dict[str, list] = field(default_factory=dict)

@@ -1,0 +1,33 @@
+"""The frozen teacher's config: a CfgNode of its own, never merged with the student's."""
+
+from detectron2.config import CfgNode
+
+from kd_d2.model_zoo import is_zoo_config, resolve_config_file, resolve_weights
+
+
+def load_teacher_cfg(cfg: CfgNode) -> CfgNode:
+    """Reads ``MODEL.KD.TEACHER.CONFIG_FILE`` (a path, or a name in Detectron2's model zoo).
+
+    A distillation config stands for its student. Only Detectron2's own zoo files, which carry
+    Python tags, are read with unsafe YAML.
+
+    Raises:
+        FileNotFoundError: for a config that does not exist; names the nearest.
+    """
+    from kd_d2.config import get_kd_cfg
+    from kd_d2.student_config import is_distiller, student_config
+
+    path = resolve_config_file(cfg.MODEL.KD.TEACHER.CONFIG_FILE)
+    teacher = get_kd_cfg()
+    teacher.merge_from_file(path, allow_unsafe=is_zoo_config(path))
+    if is_distiller(teacher):
+        teacher = student_config(teacher)
+    teacher.MODEL.DEVICE = cfg.MODEL.DEVICE
+    teacher.freeze()
+    return teacher
+
+
+def teacher_weights(cfg: CfgNode) -> str:
+    """Where the teacher's weights are: ``TEACHER.WEIGHTS``, else those of the zoo's config."""
+    node = cfg.MODEL.KD.TEACHER
+    return resolve_weights(node.WEIGHTS, node.CONFIG_FILE)

@@ -1,0 +1,1 @@
+"""Pictures of what was learned: curves, detections side by side, feature maps."""

@@ -1,0 +1,60 @@
+"""A trained model, and labelled images to look at."""
+
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
+from torch import nn
+
+from kd_d2.checkpoint import KDCheckpointer
+from kd_d2.data.mappers import build_annotated_test_mapper
+from kd_d2.engine import load_config
+
+
+def load_trained(
+    config_file: str | Path, weights: str | Path, device: str = "cpu", overrides: list[str] = ()
+) -> tuple[CfgNode, nn.Module]:
+    """Builds the config's model in eval mode and fills it.
+
+    Args:
+        weights: a full distillation checkpoint, an exported student, or a stock checkpoint.
+    """
+    cfg = load_config(str(config_file), list(overrides))
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.WEIGHTS = str(weights)
+    cfg.freeze()
+    model = build_model(cfg).eval()
+    KDCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return cfg, model
+
+
+def sample_records(dataset: str, count: int, min_objects: int = 2) -> list[dict]:
+    """Records spread evenly over a data set, so nobody has picked them for their looks.
+
+    Args:
+        min_objects: images with fewer are passed over, if enough others are left.
+    """
+    records = get_detection_dataset_dicts(dataset, filter_empty=False)
+    busy = [r for r in records if len(r.get("annotations", ())) >= min_objects]
+    records = busy if len(busy) >= count else records
+    positions = np.linspace(0, len(records) - 1, min(count, len(records)))
+    return [records[round(i)] for i in positions]
+
+
+def model_inputs(cfg: CfgNode, records: list[dict]) -> list[dict]:
+    """The records as a model gets them at test time, with their labels."""
+    mapper = build_annotated_test_mapper(cfg)
+    return [mapper(record) for record in records]
+
+
+def original_image(record: dict) -> np.ndarray:
+    """(H, W, 3) uint8, RGB."""
+    return read_image(record["file_name"], "RGB")
+
+
+def class_names(dataset: str) -> list[str]:
+    """The names of a data set's classes, in the order of their ids."""
+    return list(MetadataCatalog.get(dataset).thing_classes)

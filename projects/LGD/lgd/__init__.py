@@ -1,0 +1,22 @@
+"""LGD: label-guided self-distillation for object detection (arXiv 2109.11496).
+
+Importing this package registers the teacher ``LabelEncoder`` and the distillation head
+``InstructiveFeatures``. ``projects/LGD/README.md`` explains the method and the files.
+"""
+
+from .config import add_lgd_config, check_lgd_config
+from .instructive_features import (
+    InstructiveFeatures,
+    instance_normalize,
+    instructive_feature_loss,
+)
+from .teacher import LabelEncoder
+
+__all__ = [
+    "InstructiveFeatures",
+    "LabelEncoder",
+    "add_lgd_config",
+    "check_lgd_config",
+    "instance_normalize",
+    "instructive_feature_loss",
+]

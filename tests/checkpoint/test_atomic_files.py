@@ -1,0 +1,45 @@
+"""Files are whole or not there."""
+
+import hashlib
+import os
+
+import pytest
+
+from kd_d2.checkpoint import atomic_write, file_sha256
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_trace(tmp_path):
+    path = str(tmp_path / "weights.pth")
+    with atomic_write(path) as f:
+        f.write(b"old")
+    with pytest.raises(RuntimeError, match="disk"), atomic_write(path) as f:
+        f.write(b"half of the new")
+        raise RuntimeError("disk")
+    assert open(path, "rb").read() == b"old"
+    assert os.listdir(tmp_path) == ["weights.pth"]
+
+
+def test_the_name_appears_only_when_the_file_is_complete(tmp_path):
+    path = tmp_path / "weights.pth"
+    with atomic_write(str(path)) as f:
+        f.write(b"1")
+        assert not path.exists()
+    assert path.read_bytes() == b"1"
+
+
+def test_text_and_overwriting(tmp_path):
+    path = str(tmp_path / "last_checkpoint")
+    for text in ("model_0000001.pth", "model_final.pth"):
+        with atomic_write(path, "w") as f:
+            f.write(text)
+    assert open(path).read() == "model_final.pth"
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_write(str(tmp_path / "no" / "file")) as f:
+        f.write(b"")
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "f").write_bytes(b"kd" * 2_000_000)
+    assert file_sha256(str(tmp_path / "f")) == hashlib.sha256(b"kd" * 2_000_000).hexdigest()

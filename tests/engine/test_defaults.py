@@ -1,0 +1,100 @@
+"""Config from file and overrides, and mistakes in one sentence."""
+
+import pytest
+import torch
+
+from kd_d2.engine import choose_device, load_config, user_errors
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text, name="run.yaml"):
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_file_and_overrides(config):
+    path = config("MODEL:\n  META_ARCHITECTURE: RetinaNet\nVERSION: 2\n")
+    cfg = load_config(path, ["SOLVER.BASE_LR", "1e-3", "MODEL.KD.HEADS", "['PKD']"])
+    assert cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+    assert cfg.SOLVER.BASE_LR == 1e-3 and cfg.MODEL.KD.HEADS == ["PKD"]
+    assert not cfg.is_frozen()
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["SOLVER.BASE_LEARNING", "1"], "SOLVER.BASE_LEARNING: did you mean SOLVER.BASE_LR"),
+        (["SOLVER.NUM_CLASSES", "1"], "RETINANET.NUM_CLASSES"),
+        (["SOLVER.BASE_LR"], "SOLVER.BASE_LR has no value"),
+        (["SOLVER.BASE_LR=1"], "with a space"),
+        (["--resume", "x"], "--resume must come before"),
+        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
+    ],
+)
+def test_wrong_overrides(overrides, words):
+    with pytest.raises(ValueError, match=words) as error:
+        load_config("", overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_files(config, tmp_path):
+    config("VERSION: 2\n")
+    with pytest.raises(FileNotFoundError, match="Did you mean '.*run.yaml'"):
+        load_config(str(tmp_path / "rn.yaml"))
+    with pytest.raises(ValueError, match="MODEL.KD.STUDNT: did you mean MODEL.KD.STUDENT.*bad.yaml"):
+        load_config(config("MODEL: {KD: {STUDNT: RetinaNet}}\nVERSION: 2\n", "bad.yaml"))
+    with pytest.raises(ValueError, match="no valid YAML"):
+        load_config(config("MODEL: [1\n", "broken.yaml"))
+
+
+def test_python_tags_do_not_run(config, tmp_path):
+    witness = tmp_path / "witness"
+    tag = f"SEED: !!python/object/apply:os.system ['touch {witness}']\nVERSION: 2\n"
+    with pytest.raises(ValueError, match="Python tag"):
+        load_config(config(tag))
+    assert not witness.exists()
+
+
+def test_weights_that_moved_with_their_config_are_found(config, tmp_path):
+    path = config("MODEL: {WEIGHTS: /long/gone/model_student.pth}\nVERSION: 2\n", "student.yaml")
+    assert load_config(path).MODEL.WEIGHTS == "/long/gone/model_student.pth"
+    (tmp_path / "model_student.pth").touch()
+    assert load_config(path).MODEL.WEIGHTS == str(tmp_path / "model_student.pth")
+
+
+def test_device(tiny_cfg, monkeypatch, caplog):
+    caplog.set_level("INFO", "kd_d2")
+    for available, gpus, expected, said in (
+        (False, 8, "cpu", "No GPU found"),
+        (True, 0, "cpu", "--num-gpus 0"),
+        (True, 1, "cuda", ""),
+    ):
+        cfg = tiny_cfg()
+        cfg.MODEL.DEVICE = "cuda"
+        caplog.clear()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        choose_device(cfg, gpus)
+        assert cfg.MODEL.DEVICE == expected
+        assert said in caplog.text and len(caplog.records) == bool(said)
+
+
+def test_mistakes_end_with_one_sentence(capsys, monkeypatch):
+    monkeypatch.delenv("KD_D2_DEBUG", raising=False)
+    for error in (ValueError("wrong"), KeyError("wrong"), FileNotFoundError("wrong")):
+        with pytest.raises(SystemExit) as exit_, user_errors():
+            raise error
+        assert exit_.value.code == 2
+        assert capsys.readouterr().err.startswith("Error: wrong")
+
+
+def test_other_errors_and_debugging_keep_their_traceback(monkeypatch):
+    with pytest.raises(RuntimeError), user_errors():
+        raise RuntimeError
+    with pytest.raises(ValueError), user_errors(KeyError):
+        raise ValueError
+    monkeypatch.setenv("KD_D2_DEBUG", "1")
+    with pytest.raises(ValueError), user_errors():
+        raise ValueError

@@ -1,0 +1,197 @@
+"""Two gloo processes against one: same losses, same weights, and no rank that waits for ever.
+
+One launch runs all scenarios, because starting two interpreters is what costs the time.
+"""
+
+import sys
+
+import pytest
+import torch
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from kd_d2.engine import DistillationTrainer, TrainLoop, build_optimizer
+from kd_d2.engine.launch import LaunchError, _launch_on_cpu, launch
+from kd_d2.engine.phases_hook import FreezeBackbonePhase
+
+STEPS = 3
+
+
+class Trainer(TrainerBase):
+    """One fixed batch; the parts of DistillationTrainer that processes have a say in."""
+
+    wrap_model = staticmethod(DistillationTrainer.wrap_model)
+
+    def __init__(self, cfg, model, batch):
+        super().__init__()
+        optimizer = build_optimizer(cfg, model)
+        self._trainer = TrainLoop(self.wrap_model(model), [batch] * STEPS, optimizer)
+        self.losses = []
+
+    @property
+    def model(self):
+        return self._trainer.model
+
+    def run_step(self):
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
+        latest = self.storage.latest()
+        self.losses.append({k: v for k, (v, _) in latest.items() if "loss" in k})
+
+
+def run(cfg, batch, freeze=0):
+    """Trains for some steps; returns the losses of each and the final weights."""
+    from detectron2.modeling import META_ARCH_REGISTRY
+
+    torch.manual_seed(0)
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    student = getattr(model, "student", model)
+    if hasattr(student, "loss_normalizer_momentum"):
+        # RetinaNet divides by each process's own running count of positives, which starts at 100
+        student.loss_normalizer_momentum = 0.0
+    trainer = Trainer(cfg, model, batch)
+    trainer.register_hooks([FreezeBackbonePhase(freeze)])
+    trainer.train(0, STEPS)
+    return trainer.losses, model.state_dict()
+
+
+class Spoiled(nn.Module):
+    """Its loss is NaN on rank 1 only."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        bad = float("nan") if comm.get_rank() == 1 else 1.0
+        return {"loss_fine": self.w.sum(), "loss_bad": self.w.sum() * bad}
+
+
+def message_of_a_bad_loss():
+    model = DistillationTrainer.wrap_model(Spoiled())
+    loop = TrainLoop(model, [None] * 2, torch.optim.SGD(model.parameters(), lr=1.0))
+    loop.iter = 0
+    with EventStorage():
+        try:
+            loop.run_step()
+        except FloatingPointError as error:
+            assert model.module.w.tolist() == [1, 1]
+            return str(error)
+    return "trained on"
+
+
+def worker(scenarios, output):
+    """What each of the two processes does."""
+    rank = comm.get_rank()
+    assert comm.get_world_size() == comm.get_local_size() == 2
+    results = {}
+    for name, (cfg, batch, freeze) in scenarios.items():
+        results[name] = run(cfg, batch[rank : rank + 1], freeze)
+    results["bad"] = message_of_a_bad_loss()
+    torch.save(results, f"{output}/rank{rank}.pth")
+
+
+@pytest.fixture(scope="module")
+def scenarios():
+    from conftest import lgd_cfg, random_batch
+
+    def cfg(arch):
+        cfg = lgd_cfg(arch)
+        cfg.SOLVER.MAX_ITER = STEPS
+        cfg.SOLVER.BASE_LR = 0.005
+        cfg.MODEL.KD.LGD.PRE_NONDISTILL = 1
+        return cfg
+
+    different = random_batch(((64, 64), (64, 64)), objects=(3, 2))
+    with_empty = random_batch(((64, 64), (64, 64)), objects=(2, 0))
+    return {
+        # FCOS counts positives over all processes, so ranks may differ in images and objects
+        "fcos": (cfg("FCOS"), different, 0),
+        "one rank without objects": (cfg("FCOS"), with_empty, 0),
+        "retinanet": (cfg("RetinaNet"), [different[0], different[0]], 0),
+        "frozen phase": (cfg("FCOS"), different, 2),
+    }
+
+
+@pytest.fixture(scope="module")
+def ranks(scenarios, tmp_path_factory):
+    output = tmp_path_factory.mktemp("ranks")
+    _launch_on_cpu(worker, 2, 1, 0, None, (scenarios, str(output)))
+    return [torch.load(output / f"rank{r}.pth", weights_only=False) for r in range(2)]
+
+
+NAMES = ["fcos", "one rank without objects", "retinanet", "frozen phase"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_are_one_with_the_same_batch(name, scenarios, ranks):
+    cfg, batch, freeze = scenarios[name]
+    losses, weights = run(cfg, batch, freeze)
+    two_losses, two_weights = ranks[0][name]
+    assert len(losses) == len(two_losses) == STEPS
+    for step, (one, two) in enumerate(zip(losses, two_losses, strict=True)):
+        assert one.keys() == two.keys() and len(one) >= 5
+        for key in one:
+            assert two[key] == pytest.approx(one[key], rel=2e-4, abs=1e-6), (step, key)
+    for key, value in weights.items():
+        if key.endswith("num_batches_tracked") or not value.is_floating_point():
+            continue
+        assert torch.allclose(two_weights[key], value, rtol=1e-3, atol=1e-5), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_ranks_end_with_the_same_weights(name, ranks):
+    first, second = (rank[name][1] for rank in ranks)
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
+
+
+def test_the_backbone_rested_and_then_trained(scenarios, ranks):
+    """The frozen phase ended by wrapping the model anew: its last step trained the backbone."""
+    frozen, free = ranks[0]["frozen phase"][1], ranks[0]["fcos"][1]
+    _, initial = _untrained(scenarios["fcos"][0])
+    key = "student.backbone.bottom_up.res5.1.conv2.weight"
+    moved, moved_free = (frozen[key] - initial[key]).norm(), (free[key] - initial[key]).norm()
+    assert 0 < moved < moved_free
+
+
+def _untrained(cfg):
+    from detectron2.modeling import META_ARCH_REGISTRY
+
+    torch.manual_seed(0)
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    return model, model.state_dict()
+
+
+def test_a_bad_loss_on_one_rank_stops_both_with_its_name(ranks):
+    for rank in ranks:
+        assert "on rank 1, loss_bad = nan" in rank["bad"]
+        assert "loss_fine" in rank["bad"]
+
+
+def _exit_with_code():
+    sys.exit(2)
+
+
+def test_an_exit_code_of_a_process_is_the_runs(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as error:
+        launch(_exit_with_code, 2)
+    assert error.value.code == 2
+
+
+def test_one_process_runs_here(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    called = []
+    launch(called.append, 1, args=(1,))
+    launch(called.append, 0, args=(2,))
+    assert called == [1, 2]
+
+
+def test_more_gpus_than_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(LaunchError, match="--num-gpus is 4, but this machine has 2"):
+        launch(print, 4)

@@ -1,0 +1,164 @@
+"""A frozen teacher never changes, is never saved, and is refused unless it is whole."""
+
+import copy
+
+import pytest
+import torch
+import yaml
+
+from kd_d2.modeling import FrozenTeacher, Stage, ViewRequest
+
+
+@pytest.fixture
+def teacher_files(tmp_path, tiny_cfg, build):
+    """Config and weights of a trained detector; returns a function arch -> (yaml, pth)."""
+
+    def write(arch="RetinaNet", **kwargs):
+        cfg = tiny_cfg(arch, **kwargs)
+        config, weights = tmp_path / f"{arch}.yaml", tmp_path / f"{arch}.pth"
+        config.write_text(cfg.dump())
+        torch.save({"model": build(cfg).state_dict()}, weights)
+        return str(config), str(weights)
+
+    return write
+
+
+@pytest.fixture
+def pkd_cfg(tiny_cfg, teacher_files):
+    def make(student="RetinaNet", teacher="RetinaNet", **kwargs):
+        cfg = tiny_cfg(student)
+        cfg.MODEL.KD.STUDENT = cfg.MODEL.META_ARCHITECTURE
+        cfg.MODEL.META_ARCHITECTURE = "FrozenTeacherDistiller"
+        config, weights = teacher_files(teacher, **kwargs)
+        cfg.MODEL.KD.TEACHER.NAME = "Frozen"
+        cfg.MODEL.KD.TEACHER.CONFIG_FILE = config
+        cfg.MODEL.KD.TEACHER.WEIGHTS = weights
+        cfg.MODEL.KD.HEADS = ["PKD"]
+        return cfg
+
+    return make
+
+
+PAIRS = [
+    ("RetinaNet", "RetinaNet"),
+    ("RetinaNet", "FasterRCNN"),
+    ("FCOS", "RetinaNet"),
+    ("FasterRCNN", "MaskRCNN"),
+    ("MaskRCNN", "FCOS"),
+    ("CascadeRCNN", "CascadeRCNN"),
+]
+
+
+@pytest.mark.parametrize("student,teacher", PAIRS)
+def test_pkd_step_between_detectors(student, teacher, pkd_cfg, build, random_batch, storage):
+    model = build(pkd_cfg(student, teacher)).train()
+    before = copy.deepcopy(model.teacher.detector.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    batch = random_batch(masks=student == "MaskRCNN")
+    losses = model(batch)
+    assert 0 < losses["loss_pkd"] < 50
+    sum(losses.values()).backward()
+    optimizer.step()
+    after = model.teacher.detector.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert all(p.grad is None for p in model.teacher.detector.parameters())
+    assert model.student.backbone.fpn_lateral5.weight.grad.abs().sum() > 0
+
+
+def test_the_teacher_is_no_part_of_the_model(pkd_cfg, build):
+    model = build(pkd_cfg())
+    assert not any(k.startswith("teacher") for k in model.state_dict())
+    assert not list(model.teacher.parameters())
+    assert {k.split(".")[0] for k in model.state_dict()} == {"student"}
+
+
+def test_train_does_not_reach_the_teacher(pkd_cfg, build):
+    model = build(pkd_cfg()).train()
+    model.teacher.train()
+    model.teacher.detector.train()
+    assert not any(m.training for m in model.teacher.detector.modules())
+
+
+def test_only_requested_stages_run(pkd_cfg, build, random_batch, storage):
+    model = build(pkd_cfg()).train()
+    calls = []
+    model.teacher.detector.head.register_forward_hook(lambda *_: calls.append(1))
+    model(random_batch())
+    assert not calls  # PKD reads features; the teacher's head is not paid for.
+
+
+def test_dtype_and_device_moves_reach_the_teacher(pkd_cfg, build):
+    model = build(pkd_cfg()).double()
+    assert next(model.teacher.detector.parameters()).dtype == torch.float64
+
+
+def test_student_batch_norms_do_not_differ_with_a_teacher(pkd_cfg, build, random_batch, storage):
+    cfg = pkd_cfg()
+    batch = random_batch()
+    with_teacher = build(cfg).train()
+    cfg.MODEL.KD.ENABLED = False
+    plain = build(cfg).train()
+    plain.load_state_dict(with_teacher.state_dict())
+    losses, own = with_teacher(batch), plain(batch)
+    assert {*losses} - {*own} == {"loss_pkd"}
+    assert all(torch.equal(losses[k], own[k]) for k in own)
+
+
+def test_partial_weights_are_refused_unless_allowed(pkd_cfg, build):
+    cfg = pkd_cfg()
+    checkpoint = torch.load(cfg.MODEL.KD.TEACHER.WEIGHTS)
+    del checkpoint["model"]["head.cls_score.weight"]
+    torch.save(checkpoint, cfg.MODEL.KD.TEACHER.WEIGHTS)
+    with pytest.raises(ValueError, match=r"head.cls_score.weight.*ALLOW_PARTIAL_WEIGHTS"):
+        build(cfg)
+    cfg.MODEL.KD.TEACHER.ALLOW_PARTIAL_WEIGHTS = True
+    assert isinstance(build(cfg).teacher, FrozenTeacher)
+
+
+def test_building_a_teacher_leaves_the_students_config_alone(pkd_cfg, build):
+    cfg = pkd_cfg("RetinaNet", "FasterRCNN")
+    before = cfg.dump()
+    build(cfg)
+    assert cfg.dump() == before
+
+
+def test_unequal_channels_are_refused_with_both_shapes(pkd_cfg, build):
+    cfg = pkd_cfg(fpn_channels=64)
+    with pytest.raises(ValueError, match=r"p3 \(32 channels, stride 8\).*p3 \(64 channels"):
+        build(cfg)
+    cfg.MODEL.KD.PKD.ADAPTER = True
+    keys = [k for k in build(cfg).state_dict() if not k.startswith("student.")]
+    assert keys == ["heads.PKD.adapter.weight", "heads.PKD.adapter.bias"]
+
+
+def test_rgb_teacher_of_a_bgr_student_sees_flipped_channels(
+    pkd_cfg, build, random_batch, teacher_files
+):
+    cfg = pkd_cfg()
+    config = yaml.safe_load(open(cfg.MODEL.KD.TEACHER.CONFIG_FILE))
+    config["INPUT"]["FORMAT"] = "RGB"
+    open(cfg.MODEL.KD.TEACHER.CONFIG_FILE, "w").write(yaml.safe_dump(config))
+    teacher = build(cfg).teacher
+    batch = random_batch()
+    mean = teacher.detector.pixel_mean
+    seen = teacher(batch, None).images.tensor[0, :, :64, :64]
+    assert torch.equal(seen, batch[0]["image"].flip(0) - mean)
+
+
+def test_teacher_inference_is_the_detectors_own(pkd_cfg, build, random_batch):
+    cfg = pkd_cfg()
+    model = build(cfg).eval()
+    batch = random_batch()
+    with torch.no_grad():
+        own = model.teacher.detector(batch)[0]["instances"]
+        ours = model.inference(batch, teacher=True)[0]["instances"]
+    assert torch.equal(own.scores, ours.scores)
+
+
+def test_knowledge_carries_no_gradient(pkd_cfg, build, random_batch):
+    teacher = build(pkd_cfg()).teacher
+    teacher.request = ViewRequest(Stage.PREDICTIONS)
+    view = teacher(random_batch(), None)
+    logits, deltas = view.predictions
+    assert not any(x.requires_grad for x in [*logits, *deltas, *view.features.values()])
+    assert not view.features["p3"].is_inference()

@@ -1,0 +1,114 @@
+"""Every mistake in a config is one clear sentence."""
+
+import pytest
+from detectron2.data import MetadataCatalog
+
+from kd_d2.config_check import ConfigError, check_config, class_map
+from kd_d2.registry import NamedRegistry
+from kd_d2.student_config import student_config
+
+
+def test_a_good_config_passes(lgd_cfg, tiny_cfg):
+    check_config(lgd_cfg())
+    check_config(tiny_cfg("FasterRCNN"))
+
+
+MISTAKES = [
+    ("MODEL.KD.STUDENT", "", "MODEL.KD.STUDENT is empty"),
+    ("MODEL.KD.STUDENT", "RetinaNt", "Unknown student .*did you mean 'RetinaNet'.*GeneralizedRCNN"),
+    ("MODEL.KD.STUDENT", "LabelGuidedDistiller", "must be a detector"),
+    ("MODEL.META_ARCHITECTURE", "LabelGuidedDistiler", "did you mean 'LabelGuidedDistiller'"),
+    ("MODEL.KD.TEACHER.NAME", "", "TEACHER.NAME is empty.*Frozen, LabelEncoder"),
+    ("MODEL.KD.TEACHER.NAME", "LabelEncodr", "did you mean 'LabelEncoder'"),
+    ("MODEL.KD.TEACHER.NAME", "Frozen", "works in a FrozenTeacherDistiller"),
+    ("MODEL.KD.HEADS", ["PDK"], "Unknown distillation head .*did you mean 'PKD'"),
+    ("MODEL.KD.HEADS", "PKD", r'must be a list, e.g. \["PKD"\]'),
+    ("MODEL.KD.FREEZE_BACKBONE", -1, "MODEL.KD.FREEZE_BACKBONE: A phase length"),
+    ("MODEL.KD.FREEZE_BACKBONE", 1.5, "must be whole"),
+    ("MODEL.KD.LGD.ENCODER", "PointNett", "PointNet"),
+    ("MODEL.KD.LGD.INTERACT_PATTERN", "stuGuide", "stuGuided"),
+    ("SOLVER.OPTIMIZER", "Adam", "SGD, AdamW"),
+    ("SOLVER.AMP.DTYPE", "half", "float16, bfloat16"),
+    ("SOLVER.MAX_ITER", 0, "at least 1"),
+]
+
+
+@pytest.mark.parametrize("key,value,message", MISTAKES)
+def test_mistakes(key, value, message, lgd_cfg):
+    cfg = lgd_cfg()
+    *path, leaf = key.split(".")
+    node = cfg
+    for name in path:
+        node = node[name]
+    node[leaf] = value
+    with pytest.raises(ValueError, match=message):
+        check_config(cfg)
+
+
+def frozen(cfg, **teacher):
+    cfg.MODEL.META_ARCHITECTURE = "FrozenTeacherDistiller"
+    cfg.MODEL.KD.HEADS = ["PKD"]
+    cfg.MODEL.KD.TEACHER.NAME = "Frozen"
+    for key, value in teacher.items():
+        cfg.MODEL.KD.TEACHER[key] = value
+    return cfg
+
+
+ZOO = "COCO-Detection/retinanet_R_101_FPN_3x.yaml"
+
+
+def test_zoo_teacher_needs_no_weights_key(lgd_cfg):
+    check_config(frozen(lgd_cfg(), CONFIG_FILE=ZOO))
+
+
+def test_missing_teacher_config(lgd_cfg):
+    with pytest.raises(ConfigError, match="CONFIG_FILE is empty"):
+        check_config(frozen(lgd_cfg()))
+    with pytest.raises(FileNotFoundError, match="retinanet_R_101_FPN_3x"):
+        check_config(frozen(lgd_cfg(), CONFIG_FILE="COCO-Detection/retinanet_R_101_FPN_3"))
+
+
+def test_missing_teacher_weights(lgd_cfg, tmp_path, tiny_cfg):
+    path = tmp_path / "teacher.yaml"
+    path.write_text(tiny_cfg().dump())
+    with pytest.raises(ConfigError, match="WEIGHTS is empty"):
+        check_config(frozen(lgd_cfg(), CONFIG_FILE=str(path)))
+    with pytest.raises(FileNotFoundError, match="nowhere.pth"):
+        check_config(frozen(lgd_cfg(), CONFIG_FILE=str(path), WEIGHTS="nowhere.pth"))
+
+
+def test_class_lists_agree_or_are_mapped_by_name(lgd_cfg):
+    MetadataCatalog.get("three_things").thing_classes = ["cat", "dog", "kd_d2 mug"]
+    cfg = frozen(lgd_cfg(), CONFIG_FILE=ZOO)
+    cfg.DATASETS.TRAIN = ("three_things",)
+    with pytest.raises(ConfigError, match=r"does not know 1 of the student's 3 .*kd_d2 mug"):
+        check_config(cfg)
+    cfg.MODEL.KD.TEACHER.REQUIRE_SAME_CLASSES = False
+    check_config(cfg)
+    cfg.MODEL.KD.TEACHER.REQUIRE_SAME_CLASSES = True
+    cfg.MODEL.KD.TEACHER.CLASSES = ["kd_d2 mug", "dog", "cat", "bird"]
+    check_config(cfg)
+    assert class_map(["cat", "dog"], cfg.MODEL.KD.TEACHER.CLASSES) == [2, 1]
+
+
+def test_switched_off_needs_no_teacher(lgd_cfg):
+    cfg = frozen(lgd_cfg())
+    cfg.MODEL.KD.ENABLED = False
+    check_config(cfg)
+
+
+def test_student_config_is_a_copy(lgd_cfg):
+    cfg = lgd_cfg()
+    cfg.freeze()
+    student = student_config(cfg)
+    assert student.MODEL.META_ARCHITECTURE == "RetinaNet" and student.is_frozen()
+    assert cfg.MODEL.META_ARCHITECTURE == "LabelGuidedDistiller"
+
+
+def test_registry_miss_lists_the_known_and_the_nearest():
+    registry = NamedRegistry("THINGS", "thing")
+    registry.register("Alpha")(int)
+    registry.register("Beta")(int)
+    with pytest.raises(KeyError, match=r"Unknown thing 'Alpa': did you mean 'Alpha'\? Known are A"):
+        registry.get("Alpa")
+    assert registry.get("Beta") is int

@@ -1,0 +1,101 @@
+#!/usr/bin/env python
+"""Train, resume or evaluate a distilled detector, or a plain one from the same kind of config.
+
+    python train_net.py --config-file configs/LGD/fcos_x101.yaml --num-gpus 8
+    python train_net.py --config-file ... --num-gpus 8 --resume
+    python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+    torchrun --nproc_per_node 8 train_net.py --config-file ...
+
+Training writes checkpoints to OUTPUT_DIR and ends with model_student.pth and student.yaml, the
+student alone, which stock Detectron2 loads. ``KEY VALUE`` pairs at the end override the config.
+Mistakes in the command or config end with one sentence and exit code 2.
+"""
+
+import logging
+
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+import kd_d2  # noqa: F401  (registers detectors, teachers, heads and data sets)
+from kd_d2.checkpoint import KDCheckpointer
+from kd_d2.config_check import check_config
+from kd_d2.data.requirements import check_datasets
+from kd_d2.engine import (
+    DistillationTrainer,
+    LaunchError,
+    choose_device,
+    launch,
+    load_config,
+    user_errors,
+)
+from kd_d2.student_config import is_distiller, student_config
+
+logger = logging.getLogger("kd_d2.train_net")
+
+
+def setup(args):
+    """Build the config of this run, check it, and set up logging and seeds."""
+    cfg = load_config(args.config_file, args.opts)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="kd_d2")
+    choose_device(cfg, args.num_gpus)
+    if args.eval_only and is_distiller(cfg) and not cfg.MODEL.KD.EVAL_TEACHER:
+        # The student alone is evaluated, so a frozen teacher need not be at hand
+        cfg = student_config(cfg)
+    check_config(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def evaluate(cfg, resume=False):
+    """Evaluate MODEL.WEIGHTS: a distillation checkpoint, an exported student or a stock one."""
+    with user_errors():
+        check_datasets(cfg, ("TEST",))
+        model = DistillationTrainer.build_model(cfg)
+        checkpointer = KDCheckpointer(model, cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        parts = checkpointer.loaded_parts
+        if not parts:
+            logger.warning("Evaluating random weights: set MODEL.WEIGHTS or pass --resume.")
+        elif parts.get("teacher", (1, 1))[0] == 0:
+            logger.warning("The weights hold no teacher: evaluating the student alone.")
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.KD.EVAL_TEACHER = False
+            cfg.freeze()
+    results = DistillationTrainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def main(args):
+    """What every process of the run does."""
+    with user_errors():
+        cfg = setup(args)
+    if args.eval_only:
+        return evaluate(cfg, args.resume)
+    with user_errors():
+        trainer = DistillationTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def invoke_main():
+    """Entry point of the command line."""
+    args = default_argument_parser().parse_args()
+    with user_errors(LaunchError):
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+
+
+if __name__ == "__main__":
+    invoke_main()
