@@ -13,7 +13,7 @@ __all__ = ["CLASSES", "SceneObject", "paint", "render_scene"]
 
 CLASSES = tuple(CLASS_OUTLINES)
 
-SIDE_RANGE = (10.0, 90.0)  # of an object, at an image side of 128: a factor of nine
+SIDE_RANGE = (12.0, 112.0)  # of an object, at an image side of 128: a factor of nine
 # Smaller clutter would be wrong labels: nobody tells a hexagon of 10 px from a circle.
 CLUTTER_SIDE_RANGE = (16.0, 70.0)
 FRONT_CLUTTER_SIDE_RANGE = (16.0, 40.0)
@@ -118,7 +118,7 @@ def paint(
     behind = (patch * alpha).sum((0, 1)) / max(1e-6, float(alpha.sum()))
     kinds = _TEXTURES if max(height, width) >= 20 else _SMOOTH_TEXTURES
     color = _contrasting_color(rng, behind)
-    patch += alpha * (_fill(rng, height, width, color, rng.uniform(0.1, 0.4), kinds) - patch)
+    patch += alpha * (_fill(rng, height, width, color, rng.uniform(0.05, 0.25), kinds) - patch)
 
 
 def _background(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -214,10 +214,10 @@ def render_scene(rng: np.random.Generator, side: int = 128) -> tuple[np.ndarray,
     scene = _Scene(rng, side)
     empty = rng.random() < _EMPTY_SHARE
     count = 0 if empty else 1 + int(rng.choice(len(_COUNT_WEIGHTS), p=_COUNT_WEIGHTS))
-    for _ in range(rng.integers(1, 6)):
+    for _ in range(rng.integers(0, 4)):
         scene.add(CLUTTER_OUTLINES, CLUTTER_SIDE_RANGE, None)
     things: list[int | None] = [int(c) for c in rng.integers(len(CLASSES), size=count)]
-    things += [None] * int(rng.integers(0, 4))
+    things += [None] * int(rng.integers(0, 3))
     for index in rng.permutation(len(things)):
         if things[index] is None:
             scene.add(CLUTTER_OUTLINES, FRONT_CLUTTER_SIDE_RANGE, None)
