@@ -84,9 +84,9 @@ def make_run(
 ) -> Run:
     """A run with its seed, on the device of the command line."""
     overrides, length = schedule_overrides(config, iterations)
-    overrides += ("SEED", str(seed), "MODEL.DEVICE", args.device)
+    overrides |= {"SEED": str(seed), "MODEL.DEVICE": args.device}
     if teacher is not None:
-        overrides += ("MODEL.KD.TEACHER.WEIGHTS", str(teacher.job.output / "model_final.pth"))
+        overrides["MODEL.KD.TEACHER.WEIGHTS"] = str(teacher.job.output / "model_final.pth")
     job = Job(
         name=f"{detector} {method} {seed}",
         config=config,

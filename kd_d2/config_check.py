@@ -104,7 +104,7 @@ def _check_frozen_teacher(cfg: CfgNode) -> None:
             "name in Detectron2's model zoo such as COCO-Detection/retinanet_R_101_FPN_3x.yaml."
         )
     teacher_cfg = load_teacher_cfg(cfg)
-    if not teacher_weights(cfg) and not node.ALLOW_PARTIAL_WEIGHTS:
+    if not teacher_weights(cfg):
         raise ConfigError(
             "MODEL.KD.TEACHER.WEIGHTS is empty and its config is not the model zoo's: give the "
             "teacher's weights (a file, https:// or detectron2://)."

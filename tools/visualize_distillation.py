@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, help="config of a distiller")
     parser.add_argument("--weights", required=True, help="its checkpoint, e.g. model_final.pth")
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
-    parser.add_argument("--images", type=int, default=10, help="images on the detection sheet")
+    parser.add_argument("--images", type=int, default=12, help="images on the detection sheet")
     parser.add_argument("--threshold", type=float, default=0.3, help="least score of a detection")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")

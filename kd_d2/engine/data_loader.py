@@ -10,6 +10,7 @@ nothing about the data has to be written to the checkpoint.
 import itertools
 from collections.abc import Iterator, Sequence
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
 from detectron2.data.build import trivial_batch_collator
@@ -103,9 +104,12 @@ def build_train_loader(cfg: CfgNode, mapper) -> DataLoader:
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset, copy=False)
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    # Without one of its own, a loader draws from the generator of the step in which it starts
+    generator = torch.Generator().manual_seed(seed)
     return DataLoader(
         SeededItems(MapDataset(dataset, parts["mapper"]), seed),
         batch_sampler=BatchOrder(sampler, parts["total_batch_size"] // ranks, groups),
         num_workers=parts["num_workers"],
         collate_fn=trivial_batch_collator,
+        generator=generator,
     )

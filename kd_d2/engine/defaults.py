@@ -8,12 +8,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import getitem
 
 import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+
+from kd_d2.config import get_kd_cfg
 
 __all__ = ["choose_device", "load_config", "user_errors"]
 
@@ -35,8 +39,6 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
         FileNotFoundError: there is no such file.
         ValueError: a key is unknown (the nearest ones are named) or a value has the wrong type.
     """
-    from kd_d2 import get_kd_cfg
-
     cfg = get_kd_cfg()
     known = list(_flat_keys(cfg))
     if config_file:
@@ -86,6 +88,13 @@ def _merge_overrides(cfg: CfgNode, overrides: list[str], known: list[str]) -> No
             raise ValueError(_unknown(argument, known))
     if len(overrides) % 2:
         raise ValueError(f"Overrides are pairs 'KEY VALUE', but {overrides[-1]} has no value.")
+    defaults = get_kd_cfg()
+    for key in overrides[::2]:
+        *path, leaf = key.split(".")
+        # A default of None admits any type ("auto", iterations, fractions), and the file's must not
+        # stand in the way of it
+        if reduce(getitem, path, defaults)[leaf] is None:
+            reduce(getitem, path, cfg)[leaf] = None
     cfg.merge_from_list(overrides)
 
 

@@ -7,6 +7,10 @@ from detectron2.engine import HookBase
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kd_d2.modeling import build_stages
+
+from .evaluation_models import unwrap_model
+
 __all__ = ["FreezeBackbonePhase", "raw_backbone"]
 
 logger = logging.getLogger(__name__)
@@ -14,9 +18,7 @@ logger = logging.getLogger(__name__)
 
 def raw_backbone(model: nn.Module) -> nn.Module:
     """Return the backbone below the feature pyramid of a distiller's student or of a detector."""
-    detector = getattr(model, "student", model)
-    backbone = detector.backbone
-    return getattr(backbone, "bottom_up", backbone)
+    return build_stages(getattr(model, "student", model)).feature_extractor()
 
 
 class FreezeBackbonePhase(HookBase):
@@ -42,7 +44,7 @@ class FreezeBackbonePhase(HookBase):
 
     def before_train(self) -> None:
         if self._parameters is None:
-            backbone = raw_backbone(_unwrapped(self.trainer.model))
+            backbone = raw_backbone(unwrap_model(self.trainer.model))
             # exactly those, so that MODEL.BACKBONE.FREEZE_AT's stages stay frozen afterwards
             self._parameters = [p for p in backbone.parameters() if p.requires_grad]
         self._update(self.trainer.start_iter)
@@ -80,7 +82,3 @@ class FreezeBackbonePhase(HookBase):
         # The old reducer's hooks on the parameters go when it is collected, not before
         gc.collect()
         trainer.model = self.trainer.wrap_model(module)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model

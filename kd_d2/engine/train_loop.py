@@ -120,12 +120,13 @@ class TrainLoop(SimpleTrainer):
 def _check_finite(ranks: list[dict[str, float]], iteration: int) -> None:
     """Raise FloatingPointError, alike on all ranks, if a loss of any of them is not finite."""
     for rank, metrics in enumerate(ranks):
-        bad = {k: v for k, v in metrics.items() if not np.isfinite(v)}
+        losses = {k: v for k, v in metrics.items() if k != "data_time"}
+        bad = {k: v for k, v in losses.items() if not np.isfinite(v)}
         if bad:
             names = ", ".join(f"{k} = {v}" for k, v in bad.items())
-            fine = ", ".join(f"{k} = {v:.4g}" for k, v in metrics.items() if k not in bad)
+            fine = ", ".join(f"{k} = {v:.4g}" for k, v in losses.items() if k not in bad)
             raise FloatingPointError(
-                f"At iteration {iteration} on rank {rank}, {names} (the others: {fine}); no weight "
-                "was changed in this iteration. A lower SOLVER.BASE_LR, a longer warm-up or "
+                f"At iteration {iteration} on rank {rank}, {names} (finite: {fine or 'none'}); no "
+                "weight was changed in this iteration. A lower SOLVER.BASE_LR, a longer warm-up or "
                 "SOLVER.CLIP_GRADIENTS usually helps."
             )

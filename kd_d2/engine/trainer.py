@@ -15,11 +15,12 @@ from kd_d2.config_check import check_config
 from kd_d2.data.mappers import RobustDatasetMapper
 from kd_d2.data.requirements import check_datasets, check_num_classes
 from kd_d2.modeling.phases import phase_length
-from kd_d2.student_config import student_config
+from kd_d2.student_config import is_distiller, student_config
 
 from . import data_loader, evaluation, lr_schedule, optimizer
 from .evaluation_models import unwrap_model
 from .export import export_student
+from .loss_state import LossNormalizers
 from .phases_hook import FreezeBackbonePhase
 from .seeding import StepSeed
 from .train_loop import TrainLoop, amp_dtype
@@ -46,6 +47,10 @@ class DistillationTrainer(DefaultTrainer):
     What differs from Detectron2's: the config and the data are checked before anything is built; a
     trainable teacher has a solver of its own; checkpoints are atomic, and resuming continues data
     and random numbers where they were; DDP works on CPUs; the student is exported at the end.
+
+    With SEED >= 0 a resumed run on one build and machine gives the weights of an uninterrupted one,
+    bit by bit but for kernels that are compiled while they run: fvcore's scripted focal loss
+    rounds differently in the first steps of each process.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -99,10 +104,11 @@ class DistillationTrainer(DefaultTrainer):
         cfg = self.cfg
         first: list[HookBase] = []
         frozen = phase_length(cfg.MODEL.KD.FREEZE_BACKBONE, self.max_iter)
-        if frozen:
+        if frozen and is_distiller(cfg) and cfg.MODEL.KD.ENABLED:
             first.append(FreezeBackbonePhase(frozen))
         if cfg.SEED >= 0:
             first.append(StepSeed(cfg.SEED))
+        first.append(LossNormalizers())
         hooks = first + super().build_hooks()
         is_eval = [type(hook).__name__ == "EvalHook" for hook in hooks]
         # Before the last evaluation, so that the product exists whatever happens there

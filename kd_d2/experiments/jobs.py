@@ -36,7 +36,7 @@ class Job:
     config: str
     output: Path
     iterations: int
-    overrides: tuple[str, ...] = ()
+    overrides: dict[str, str] = field(default_factory=dict)
     cost: float = 1.0
     num_gpus: int = 0
     status: str = field(default="waiting", init=False)  # waiting, running, finished, kept
@@ -54,13 +54,17 @@ class Job:
         """The command line, as a user would type it."""
         command = [sys.executable, str(train_net), "--config-file", self.config]
         command += ["--num-gpus", str(self.num_gpus)] + ["--resume"] * resume
-        return [*command, *self.overrides, "OUTPUT_DIR", str(self.output)]
+        return [*command, *self._arguments(), "OUTPUT_DIR", str(self.output)]
+
+    def _arguments(self) -> list[str]:
+        """The overrides as KEY VALUE KEY VALUE ..."""
+        return [text for pair in self.overrides.items() for text in pair]
 
     def fingerprint(self) -> str:
         """A hash of the finished config: equal for jobs that would do the same."""
         from kd_d2.engine import load_config
 
-        text = load_config(self.config, [*self.overrides, "OUTPUT_DIR", ""]).dump()
+        text = load_config(self.config, [*self._arguments(), "OUTPUT_DIR", ""]).dump()
         return hashlib.sha256(f"{text}{self.num_gpus}".encode()).hexdigest()[:16]
 
     def marker(self) -> dict:

@@ -6,8 +6,8 @@ from kd_d2.data.requirements import check_datasets
 from kd_d2.engine import load_config
 
 
-def schedule_overrides(config: str, iterations: int | None) -> tuple[tuple[str, ...], int]:
-    """Overrides that scale a config's schedule to ``iterations``, and its length.
+def schedule_overrides(config: str, iterations: int | None) -> tuple[dict[str, str], int]:
+    """Overrides (key -> value) that scale a config's schedule to ``iterations``, and its length.
 
     Steps, warm-up and evaluations keep their place in the schedule, as phases that are fractions do
     by themselves; there is one checkpoint, at the end.
@@ -21,7 +21,7 @@ def schedule_overrides(config: str, iterations: int | None) -> tuple[tuple[str, 
     cfg = load_config(config)
     length = cfg.SOLVER.MAX_ITER
     if iterations is None:
-        return (), length
+        return {}, length
     if iterations < 1:
         raise ValueError(f"A schedule needs at least one iteration, got {iterations}.")
 
@@ -38,7 +38,7 @@ def schedule_overrides(config: str, iterations: int | None) -> tuple[tuple[str, 
         "SOLVER.CHECKPOINT_PERIOD": iterations,
         "TEST.EVAL_PERIOD": scaled(cfg.TEST.EVAL_PERIOD) if cfg.TEST.EVAL_PERIOD else 0,
     }
-    return tuple(str(x) for pair in overrides.items() for x in pair), iterations
+    return {key: str(value) for key, value in overrides.items()}, iterations
 
 
 def make_data(config: str) -> None:

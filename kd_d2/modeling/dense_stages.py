@@ -23,7 +23,9 @@ class DenseStages(DetectorStages):
     def __init__(self, detector: DenseDetector):
         super().__init__(detector)
         shapes = detector.backbone.output_shape()
-        self.feature_shapes: dict[str, ShapeSpec] = {f: shapes[f] for f in detector.head_in_features}
+        self.feature_shapes: dict[str, ShapeSpec] = {
+            f: shapes[f] for f in detector.head_in_features
+        }
         self.num_classes: int = detector.num_classes
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:

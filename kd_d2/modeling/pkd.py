@@ -81,9 +81,7 @@ class PKD(DistillHead):
         shapes = f"student {describe_shapes(student)}; teacher {describe_shapes(teacher)}"
         if adapter and any(len(side) > 1 for side in channels):
             raise ValueError(f"PKD's adapter needs equal channels on all levels: {shapes}.")
-        if not adapter and any(
-            student[s].channels != teacher[t].channels for s, t in self.levels
-        ):
+        if not adapter and any(student[s].channels != teacher[t].channels for s, t in self.levels):
             raise ValueError(
                 "PKD compares features channel by channel, and these differ: "
                 f"{shapes}. Set MODEL.KD.PKD.ADAPTER True to project the student's first."

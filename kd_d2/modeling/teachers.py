@@ -71,7 +71,7 @@ class FrozenTeacher(nn.Module):
         if len(formats) == 2 and formats != {"RGB", "BGR"}:
             raise ValueError(
                 f"Student images are {cfg.INPUT.FORMAT} and the teacher wants "
-                f"{teacher_cfg.INPUT.FORMAT}: INPUT.FORMAT of the two must be equal, or RGB and BGR."
+                f"{teacher_cfg.INPUT.FORMAT}: the INPUT.FORMATs must be equal, or RGB and BGR."
             )
         return {"detector": detector, "flip_channels": len(formats) == 2}
 

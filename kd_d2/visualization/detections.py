@@ -44,11 +44,14 @@ def ground_truth(record: dict) -> Boxes2D:
 
 
 @torch.no_grad()
-def detect(model: nn.Module, inputs: list[dict], threshold: float) -> list[Boxes2D]:
-    """What a model in eval mode finds with at least this score, image by image."""
+def detect(
+    model: nn.Module, inputs: list[dict], threshold: float, limit: int = 10
+) -> list[Boxes2D]:
+    """What a model in eval mode finds with at least this score: the best ``limit`` an image."""
     found = []
     for x in inputs:
         result = model([x])[0]["instances"].to("cpu")
+        result = result[result.scores.argsort(descending=True)[:limit]]
         result = result[result.scores >= threshold]
         found.append(
             Boxes2D(

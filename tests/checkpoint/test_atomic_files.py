@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_trace(tmp_path):
     with pytest.raises(RuntimeError, match="disk"), atomic_write(path) as f:
         f.write(b"half of the new")
         raise RuntimeError("disk")
-    assert open(path, "rb").read() == b"old"
+    assert Path(path).read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["weights.pth"]
 
 
@@ -32,7 +33,7 @@ def test_text_and_overwriting(tmp_path):
     for text in ("model_0000001.pth", "model_final.pth"):
         with atomic_write(path, "w") as f:
             f.write(text)
-    assert open(path).read() == "model_final.pth"
+    assert Path(path).read_text() == "model_final.pth"
 
 
 def test_a_missing_folder_is_an_error(tmp_path):

@@ -28,9 +28,7 @@ def test_the_student_of_a_distillation_checkpoint_can_teach(detector, lgd_cfg, b
     distiller = build(lgd_cfg())
     report = load_detector_weights(detector, save(distiller.state_dict(), tmp_path / "d.pth"))
     assert report.complete
-    assert torch.equal(
-        detector.head.cls_score.weight, distiller.student.head.cls_score.weight
-    )
+    assert torch.equal(detector.head.cls_score.weight, distiller.student.head.cls_score.weight)
 
 
 def test_constants_of_old_checkpoints_are_no_surprise(detector, tmp_path):

@@ -44,7 +44,7 @@ def test_wrong_files(config, tmp_path):
     config("VERSION: 2\n")
     with pytest.raises(FileNotFoundError, match="Did you mean '.*run.yaml'"):
         load_config(str(tmp_path / "rn.yaml"))
-    with pytest.raises(ValueError, match="MODEL.KD.STUDNT: did you mean MODEL.KD.STUDENT.*bad.yaml"):
+    with pytest.raises(ValueError, match="did you mean MODEL.KD.STUDENT.*bad.yaml"):
         load_config(config("MODEL: {KD: {STUDNT: RetinaNet}}\nVERSION: 2\n", "bad.yaml"))
     with pytest.raises(ValueError, match="no valid YAML"):
         load_config(config("MODEL: [1\n", "broken.yaml"))
@@ -58,11 +58,18 @@ def test_python_tags_do_not_run(config, tmp_path):
     assert not witness.exists()
 
 
+@pytest.mark.parametrize("value,expected", [("auto", "auto"), ("30000", 30000), ("0.25", 0.25)])
+def test_keys_of_free_type_change_their_type_on_the_command_line(config, value, expected):
+    path = config("MODEL: {KD: {LGD: {PRE_NONDISTILL: 0.4}}}\nVERSION: 2\n")
+    cfg = load_config(path, ["MODEL.KD.LGD.PRE_NONDISTILL", value])
+    assert cfg.MODEL.KD.LGD.PRE_NONDISTILL == expected
+
+
 def test_weights_that_moved_with_their_config_are_found(config, tmp_path):
     path = config("MODEL: {WEIGHTS: /long/gone/model_student.pth}\nVERSION: 2\n", "student.yaml")
     assert load_config(path).MODEL.WEIGHTS == "/long/gone/model_student.pth"
     (tmp_path / "model_student.pth").touch()
-    assert load_config(path).MODEL.WEIGHTS == str(tmp_path / "model_student.pth")
+    assert str(tmp_path / "model_student.pth") == load_config(path).MODEL.WEIGHTS
 
 
 def test_device(tiny_cfg, monkeypatch, caplog):
@@ -77,7 +84,7 @@ def test_device(tiny_cfg, monkeypatch, caplog):
         caplog.clear()
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
         choose_device(cfg, gpus)
-        assert cfg.MODEL.DEVICE == expected
+        assert expected == cfg.MODEL.DEVICE
         assert said in caplog.text and len(caplog.records) == bool(said)
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_files_are_plain(lgd_cfg, build, tmp_path):
     data = torch.load(weights, weights_only=True)
     assert data["__author__"] == "kd_d2"
     assert set(data["model"]) == set(model.student.state_dict())
-    keys = yaml.safe_load(open(config))
+    keys = yaml.safe_load(Path(config).read_text())
     assert keys["MODEL"]["WEIGHTS"] == weights
     assert keys["MODEL"]["META_ARCHITECTURE"] == "RetinaNet"
     assert "KD" not in keys["MODEL"] and "OPTIMIZER" not in keys["SOLVER"]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from detectron2.engine.defaults import seed_all_rng
 
-from kd_d2.data.shapes import CLASSES, register_shapes
+from kd_d2.data.builtin import register_shapes
+from kd_d2.data.shapes_render import CLASSES
 from kd_d2.engine import DistillationTrainer
 
 
@@ -41,13 +42,11 @@ def train(cfg, resume=False):
     seed_all_rng(cfg.SEED)  # as default_setup does
     trainer = DistillationTrainer(cfg)
     trainer.resume_or_load(resume=resume)
-    trainer.train()
+    # fvcore's scripted losses round differently in the first steps of a process, while torch
+    # profiles them; without that everything is exact
+    with torch.jit.optimized_execution(False):
+        trainer.train()
     return trainer
-
-
-def metrics(folder):
-    lines = [json.loads(line) for line in open(folder / "metrics.json")]
-    return {line["iteration"]: line for line in lines}
 
 
 def interrupt(folder, run, kept="model_0000002.pth"):
@@ -82,11 +81,6 @@ def test_three_steps_and_three_more_are_six_steps(
     assert files[0]["model"].keys() == files[1]["model"].keys()
     for name, value in files[0]["model"].items():
         assert torch.equal(value, files[1]["model"][name]), name
-    losses = [metrics(f)[5] for f in (straight, resumed)]
-    for name in losses[0]:
-        if "loss" in name:
-            # metrics.json holds medians over the window, which a resumed run begins anew
-            assert losses[0][name] >= 0 and losses[1][name] >= 0
     assert (resumed / "model_student.pth").exists() and (resumed / "student.yaml").exists()
 
 
@@ -120,7 +114,7 @@ def test_evaluation_of_student_and_teacher(lgd_cfg, shapes, tmp_path):
     assert results["bbox_teacher"].keys() == results["bbox"].keys()
     assert model.training and model.student.training
     student, teacher = (
-        json.load(open(tmp_path / f / "coco_instances_results.json"))
+        json.loads((tmp_path / f / "coco_instances_results.json").read_text())
         for f in ("inference", "inference_teacher")
     )
     assert student and student != teacher

@@ -1,6 +1,7 @@
 """A frozen teacher never changes, is never saved, and is refused unless it is whole."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,9 +136,10 @@ def test_rgb_teacher_of_a_bgr_student_sees_flipped_channels(
     pkd_cfg, build, random_batch, teacher_files
 ):
     cfg = pkd_cfg()
-    config = yaml.safe_load(open(cfg.MODEL.KD.TEACHER.CONFIG_FILE))
+    file = Path(cfg.MODEL.KD.TEACHER.CONFIG_FILE)
+    config = yaml.safe_load(file.read_text())
     config["INPUT"]["FORMAT"] = "RGB"
-    open(cfg.MODEL.KD.TEACHER.CONFIG_FILE, "w").write(yaml.safe_dump(config))
+    file.write_text(yaml.safe_dump(config))
     teacher = build(cfg).teacher
     batch = random_batch()
     mean = teacher.detector.pixel_mean

@@ -51,7 +51,7 @@ def test_inference_equals_the_detectors_own(arch, tiny_cfg, build, random_batch)
 
 
 @pytest.mark.parametrize("arch", ["RetinaNet", "FCOS", "FasterRCNN"])
-def test_an_assignment_made_elsewhere_replaces_the_own(arch, tiny_cfg, build, random_batch, storage):
+def test_another_assignment_replaces_the_own(arch, tiny_cfg, build, random_batch, storage):
     detector = build(tiny_cfg(arch)).train()
     stages = build_stages(detector)
     batch = random_batch()

@@ -13,7 +13,12 @@ _CONFIGS = ROOT / "configs" / "quickstart"
 _LGD_COST = 1.6
 
 QUICK_ITERATIONS = 6
-_QUICK = ("SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64")
+_QUICK = {
+    "SOLVER.IMS_PER_BATCH": "2",
+    "INPUT.MIN_SIZE_TRAIN": "(64,)",
+    "INPUT.MIN_SIZE_TEST": "64",
+    "TEST.EVAL_PERIOD": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ def plan_jobs(
         config = str(getattr(configs, name))
         overrides, length = schedule_overrides(config, iterations)
         if quick:
-            overrides += _QUICK
+            overrides |= _QUICK
         cost = 1.0 if name == "plain" else _LGD_COST
         jobs.append(Job(name, config, output / name, length, overrides, cost))
     return jobs

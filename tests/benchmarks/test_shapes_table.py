@@ -1,0 +1,131 @@
+import json
+from pathlib import Path
+
+import pytest
+import shapes_table
+from shapes_table import mean_sd, plan, summary
+
+
+@pytest.fixture(autouse=True)
+def in_checkout(monkeypatch):
+    monkeypatch.chdir(shapes_table.ROOT)
+
+
+def args(tmp_path, *argv):
+    folders = ["--output", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
+    return shapes_table.parse_args([*folders, *argv])
+
+
+def result(method, seed, ap, teacher=None, detector="retinanet", iterations=900):
+    scores = dict.fromkeys(shapes_table.SCORES) | {"AP": ap}
+    output = f"out/{detector}_{method}_{iterations}it_seed{seed}"
+    return {
+        "detector": detector,
+        "method": method,
+        "seed": seed,
+        "iterations": iterations,
+        "scores": scores,
+        "teacher_scores": {"AP": teacher},
+        "seconds_per_step": 0.2,
+        "command": f"python train_net.py OUTPUT_DIR {output}",
+    }
+
+
+def row(text, title):
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {title} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_means_and_deviations():
+    assert mean_sd([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
+    assert mean_sd([-2.0], "+") == "-2.0"
+
+
+def test_differences_are_paired_by_seed():
+    results = [result("plain", s, ap) for s, ap in ((1, 10.0), (2, 30.0))]
+    results += [result("lgd", s, ap, teacher=50.0) for s, ap in ((1, 15.0), (2, 35.0), (3, 40.0))]
+    text = summary(results)
+    assert (
+        row(text, "plain student")[1:3] == ["2", "20.0 ± 14.1"]
+        and row(text, "plain student")[-1] == ""
+    )
+    lgd = row(text, "LGD")
+    assert lgd[1:3] == ["3", "30.0 ± 13.2"]
+    assert lgd[-1] == "+5.0 ± 0.0"  # seed 3 has no plain run
+    assert lgd[-3:-1] == ["50.0 ± 0.0", "200 ms"]
+
+
+def test_detectors_and_schedules_have_tables_of_their_own():
+    text = summary(
+        [result("plain", 1, 10.0), result("plain", 1, 20.0, iterations=1800)]
+        + [result("plain", 1, 30.0, detector="fcos")]
+    )
+    assert [line for line in text.splitlines() if line.startswith("**")] == [
+        "**fcos, 900 iterations**",
+        "**retinanet, 900 iterations**",
+        "**retinanet, 1800 iterations**",
+    ]
+    assert summary([]) == "No results yet."
+
+
+def test_the_frozen_teacher_is_named_by_the_run_that_used_it():
+    pkd = result("pkd", 1, 25.0)
+    pkd["command"] = (
+        "python train_net.py MODEL.KD.TEACHER.WEIGHTS "
+        "out/retinanet_teacher_1800it_seed1/model_final.pth "
+        "OUTPUT_DIR out/retinanet_pkd_900it_seed1"
+    )
+    used = result("teacher", 1, 44.0, iterations=1800)
+    other = result("teacher", 1, 99.0, iterations=400)
+    assert row(summary([pkd, used, other]), "PKD, frozen teacher")[-3] == "44.0"
+
+
+def test_the_plan_trains_one_teacher_for_all_seeds(tmp_path):
+    runs = plan(
+        args(tmp_path, "--detectors", "retinanet", "--seeds", "1", "2", "--iterations", "90")
+    )
+    assert [(r.method, r.seed) for r in runs] == [
+        (m, s) for m in ("plain", "control", "lgd", "pkd") for s in (1, 2)
+    ]
+    assert {r.job.iterations for r in runs} == {90}
+    assert len({r.job.output for r in runs}) == 8
+    pkd = [r for r in runs if r.method == "pkd"]
+    teachers = {r.teacher.job.output for r in pkd}
+    assert len(teachers) == 1
+    weights = str(teachers.pop() / "model_final.pth")
+    assert all(r.job.overrides["MODEL.KD.TEACHER.WEIGHTS"] == weights for r in pkd)
+    assert all(r.teacher is None for r in runs if r.method != "pkd")
+
+
+def test_a_result_counts_for_the_very_same_run_only(tmp_path):
+    def first_run(*argv):
+        arguments = args(tmp_path, "--detectors", "retinanet", "--methods", "plain", *argv)
+        return arguments, plan(arguments)[0]
+
+    arguments, run = first_run("--iterations", "3")
+    assert not shapes_table.has_result(arguments, run)
+    run.job.output.mkdir(parents=True)
+    (run.job.output / "metrics.json").write_text(
+        json.dumps({"iteration": 2, "total_loss": 1.0, "time": 0.5, "bbox/AP": 7.0}) + "\n"
+    )
+    shapes_table.write_result(arguments, run, {"cpu": "Z80"})
+    (kept,) = shapes_table.read_results(arguments.results)
+    assert (kept["method"], kept["seed"], kept["scores"]["AP"]) == ("plain", 1, 7.0)
+    assert kept["command"].startswith("python train_net.py --config-file configs/quickstart/")
+    assert shapes_table.has_result(arguments, run)
+    assert not shapes_table.has_result(*first_run("--iterations", "3", "--anew"))
+    assert not shapes_table.has_result(*first_run("--iterations", "4"))
+    run.job.overrides["SOLVER.BASE_LR"] = "0.5"
+    assert not shapes_table.has_result(arguments, run)
+
+
+def test_a_method_without_a_config_is_left_out_with_a_word(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(shapes_table.CONFIGS, "pkd", "configs/quickstart/nothing_{}.yaml")
+    runs = plan(args(tmp_path, "--detectors", "retinanet", "--methods", "plain", "pkd"))
+    assert {r.method for r in runs} == {"plain"}
+    assert "there is no configs/quickstart/nothing_retinanet.yaml" in capsys.readouterr().err
+
+
+def test_configs_of_the_table_exist():
+    for pattern in shapes_table.CONFIGS.values():
+        assert Path(pattern.format("retinanet")).is_file()

@@ -1,0 +1,6 @@
+"""The demo is a script, not a package: its folder is put on the path."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
