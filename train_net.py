@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 import kd_d2  # noqa: F401  (registers detectors, teachers, heads and data sets)
-from kd_d2.checkpoint import KDCheckpointer
+from kd_d2.checkpoint import KDCheckpointer, local_weights_path
 from kd_d2.config_check import check_config
 from kd_d2.data.requirements import check_datasets
 from kd_d2.engine import (
@@ -35,15 +35,24 @@ from kd_d2.student_config import is_distiller, student_config
 logger = logging.getLogger("kd_d2.train_net")
 
 
-def setup(args):
-    """Build the config of this run, check it, and set up logging and seeds."""
+def read_config(args):
+    """Build the config of this run and check it, its data and its weights."""
     cfg = load_config(args.config_file, args.opts)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="kd_d2")
-    choose_device(cfg, args.num_gpus)
     if args.eval_only and is_distiller(cfg) and not cfg.MODEL.KD.EVAL_TEACHER:
         # The student alone is evaluated, so a frozen teacher need not be at hand
         cfg = student_config(cfg)
     check_config(cfg)
+    check_datasets(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
+    if cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS and not args.resume:
+        local_weights_path(cfg.MODEL.WEIGHTS)
+    return cfg
+
+
+def setup(args):
+    """Read the config, and set up device, logging and seeds."""
+    cfg = read_config(args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="kd_d2")
+    choose_device(cfg, args.num_gpus)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
@@ -52,7 +61,6 @@ def setup(args):
 def evaluate(cfg, resume=False):
     """Evaluate MODEL.WEIGHTS: a distillation checkpoint, an exported student or a stock one."""
     with user_errors():
-        check_datasets(cfg, ("TEST",))
         model = DistillationTrainer.build_model(cfg)
         checkpointer = KDCheckpointer(model, cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
@@ -86,6 +94,8 @@ def main(args):
 def invoke_main():
     """Entry point of the command line."""
     args = default_argument_parser().parse_args()
+    with user_errors():
+        read_config(args)  # before any other process is started
     with user_errors(LaunchError):
         launch(
             main,

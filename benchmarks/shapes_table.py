@@ -284,7 +284,7 @@ def provenance(results: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     os.chdir(ROOT)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends the runs like Ctrl-C
     if not args.table_only:
         try:
             with user_errors():

@@ -111,6 +111,8 @@ def measure_steps(args: argparse.Namespace, cfg) -> tuple[list[dict], torch.nn.M
         row["seconds"] = seconds[row["variant"]]
         row["median"] = median(row["seconds"])
         row["ratio"] = row["median"] / median(seconds[PLAIN])
+        # Other programs only ever make a step longer, so the fastest ones are the least disturbed.
+        row["fastest_ratio"] = min(row["seconds"]) / min(seconds[PLAIN])
         row["predicted"] = row["gflop"] / rows[0]["gflop"]
     return rows, models[DISTILLED], batch
 
@@ -146,16 +148,16 @@ def measure_parts(args: argparse.Namespace, cfg, distiller, batch: list[dict]) -
 def step_table(rows: list[dict]) -> str:
     """Markdown: one line for each variant; beside each ratio the one that arithmetic predicts."""
     lines = [
-        "| training step | median | ratio | ratio of FLOPs | GFLOP forward | GFLOP in all "
-        "| peak memory | |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| training step | median | ratio | of the fastest | of FLOPs | GFLOP forward "
+        "| GFLOP in all | peak memory | |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     plain = rows[0]["memory"]["peak"]
     for r in rows:
         peak = r["memory"]["peak"]
         lines.append(
             f"| {r['variant']} | {1e3 * r['median']:.1f} ms | {r['ratio']:.3f} "
-            f"| {r['predicted']:.3f} | {r['gflop_forward']:.1f} | {r['gflop']:.1f} "
+            f"| {r['fastest_ratio']:.3f} | {r['predicted']:.3f} | {r['gflop_forward']:.1f} | {r['gflop']:.1f} "
             f"| {peak:.0f} MiB | {100 * (peak / plain - 1):+.0f} % |"
         )
     return "\n".join(lines)

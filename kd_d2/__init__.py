@@ -10,5 +10,8 @@ ensure_pkg_resources()
 from kd_d2 import modeling  # noqa: E402, F401  (registers stages, teachers, heads, detectors)
 from kd_d2.config import add_kd_config, get_kd_cfg  # noqa: E402
 from kd_d2.data import builtin as _builtin_data  # noqa: E402, F401  (registers the data sets)
+from kd_d2.projects import register_projects  # noqa: E402
+
+register_projects()
 
 __all__ = ["__version__", "add_kd_config", "get_kd_cfg"]

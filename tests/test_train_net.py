@@ -199,11 +199,16 @@ def test_torchrun_with_two_processes(workplace):
     assert (workplace / "ddp" / "model_student.pth").exists()
 
 
-def test_help_is_the_file_itself():
+def test_a_mistake_ends_the_command_before_processes_are_started(workplace):
+    overrides = ["DATASETS.TRAIN", "('coco_2017_train',)", "DATASETS.TEST", "()"]
+    config = ["--config-file", str(workplace / "plain.yaml"), "--num-gpus", "1000", *overrides]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train_net.py"), "--help"],
-        env=environment(),
+        [sys.executable, str(ROOT / "train_net.py"), *config],
+        cwd=workplace,
+        env={**environment(), "DETECTRON2_DATASETS": str(workplace / "nowhere")},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and "--eval-only" in done.stdout
+    assert done.returncode == 2
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("Error: coco_2017_train needs") and "DETECTRON2_DATASETS" in error

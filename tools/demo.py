@@ -85,8 +85,7 @@ def _command_line(job: Job) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    # A plain `kill` ends the runs as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends the runs like Ctrl-C
     start = time.monotonic()
     args.output.mkdir(parents=True, exist_ok=True)
     with user_errors():

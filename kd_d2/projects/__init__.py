@@ -44,8 +44,14 @@ def _each(function: int):
         yield getattr(module, entry[function])
 
 
+def register_projects() -> None:
+    """Imports every project, which registers its teachers and heads."""
+    for package in PROJECTS:
+        importlib.import_module(f"{__name__}.{package}")
+
+
 def add_project_configs(cfg: CfgNode) -> None:
-    """Adds the config node of every project, which also registers its teachers and heads."""
+    """Adds the config node of every project."""
     for add_config in _each(1):
         add_config(cfg)
 

@@ -77,12 +77,19 @@ def test_tables_show_measured_and_predicted_ratios():
             "gflop_forward": gflop / 3,
             "gflop": gflop,
             "predicted": gflop / 6,
+            "fastest_ratio": seconds / 0.1 - 0.01,
         }
 
     rows = [row(PLAIN, 0.1, 6.0, 1000.0), row(DISTILLED, 0.174, 12.5, 1170.0)]
     plain, distilled = step_overhead.step_table(rows).splitlines()[2:]
-    assert plain == "| plain student | 100.0 ms | 1.000 | 1.000 | 2.0 | 6.0 | 1000 MiB | +0 % |"
-    assert distilled == "| distilled | 174.0 ms | 1.740 | 2.083 | 4.2 | 12.5 | 1170 MiB | +17 % |"
+    assert (
+        plain
+        == "| plain student | 100.0 ms | 1.000 | 0.990 | 1.000 | 2.0 | 6.0 | 1000 MiB | +0 % |"
+    )
+    assert (
+        distilled
+        == "| distilled | 174.0 ms | 1.740 | 1.730 | 2.083 | 4.2 | 12.5 | 1170 MiB | +17 % |"
+    )
     assert "700 MiB of it before" in step_overhead.memory_note("cpu", rows)
     assert "max_memory_allocated" in step_overhead.memory_note("cuda", rows)
     parts = [

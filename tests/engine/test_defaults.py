@@ -62,7 +62,7 @@ def test_python_tags_do_not_run(config, tmp_path):
 def test_keys_of_free_type_change_their_type_on_the_command_line(config, value, expected):
     path = config("MODEL: {KD: {LGD: {PRE_NONDISTILL: 0.4}}}\nVERSION: 2\n")
     cfg = load_config(path, ["MODEL.KD.LGD.PRE_NONDISTILL", value])
-    assert cfg.MODEL.KD.LGD.PRE_NONDISTILL == expected
+    assert expected == cfg.MODEL.KD.LGD.PRE_NONDISTILL
 
 
 def test_weights_that_moved_with_their_config_are_found(config, tmp_path):

@@ -1,5 +1,6 @@
 """The exported student, in Detectron2 without kd_d2."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +121,23 @@ def test_shared_storage_is_not_saved_with_a_view(tmp_path, tiny_cfg):
     weights, _ = export_student({"w": big[:2]}, tiny_cfg(), str(tmp_path))
     assert (tmp_path / "model_student.pth").stat().st_size < 10_000
     assert torch.load(weights, weights_only=True)["model"]["w"].shape == (2,)
+
+
+def test_command_line(lgd_cfg, build, tmp_path, monkeypatch, capsys):
+    """tools/export_student.py does from files what the end of training does."""
+    cfg = lgd_cfg()
+    model = build(cfg)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": model.state_dict(), "iteration": 5}, tmp_path / "model_final.pth")
+    script = Path(__file__).resolve().parents[2] / "tools" / "export_student.py"
+    out = tmp_path / "out"
+    arguments = ["--config-file", tmp_path / "config.yaml"]
+    arguments += ["--weights", tmp_path / "model_final.pth", "--output", out]
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().out.split() == [
+        str(out / "model_student.pth"),
+        str(out / "student.yaml"),
+    ]
+    state = torch.load(out / "model_student.pth", weights_only=True)["model"]
+    assert set(state) == set(model.student.state_dict())

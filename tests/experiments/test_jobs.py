@@ -36,9 +36,8 @@ def train_net(tmp_path):
 
 
 def job(tmp_path, name="a", **overrides):
-    return Job(
-        name, CONFIG, tmp_path / name, 3, {k.replace("__", "."): v for k, v in overrides.items()}
-    )
+    overrides = {key.replace("__", "."): value for key, value in overrides.items()}
+    return Job(name, CONFIG, tmp_path / name, 3, overrides)
 
 
 def calls(job):

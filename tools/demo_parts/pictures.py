@@ -56,9 +56,9 @@ def draw_pictures(
             "Detections",
             "detections.png",
             f"{len(records)} validation images spread evenly over the set, with the ten best "
-            f"detections of a score of at least {THRESHOLD}. The colour is the predicted class. A solid box "
-            "overlaps an object of its class by an IoU of 0.5 or more; a dashed one is wrong, or a "
-            "double.",
+            f"detections of a score of at least {THRESHOLD}. The colour is the predicted class. A "
+            "solid box overlaps an object of its class by an IoU of 0.5 or more; a dashed one is "
+            "wrong, or a double.",
         ),
         (
             "Student and instructive features",
