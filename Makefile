@@ -9,10 +9,12 @@
 # PYTHON=python3.12             the Python that .venv is made with
 # DETECTRON2_SOURCE=git|pypi    where Detectron2 comes from (tools/install_detectron2.py)
 # PYTEST_ARGS="-k lgd"          handed on to pytest
+# TEST_WORKERS=4                processes that the tests are shared among, a thread each
 
 PYTHON ?= python3
 VENV ?=
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 
 ifeq ($(strip $(VENV)),)
 RUN := .venv/bin/python
@@ -54,7 +56,7 @@ lint: environment
 	$(RUN) -m ruff format --check .
 
 test: lint
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 format: environment
 	$(RUN) -m ruff check --fix .

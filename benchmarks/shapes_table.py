@@ -258,7 +258,9 @@ def _teachers(results: list[dict], method: str, runs: list[dict]) -> list[float]
 
 def _row(title: str, runs: list[dict], plain: dict[int, dict], teachers: list[float]) -> str:
     cells = [title, str(len(runs))]
-    for name in SCORES:
+    # A run that detects nothing has no scores at all; its AP is 0.
+    cells.append(mean_sd([r["scores"]["AP"] or 0.0 for r in runs]))
+    for name in SCORES[1:]:
         cells.append(mean_sd([r["scores"][name] for r in runs if r["scores"][name] is not None]))
     cells.append(mean_sd(teachers))
     times = [1e3 * r["seconds_per_step"] for r in runs if r["seconds_per_step"]]

@@ -157,8 +157,8 @@ def step_table(rows: list[dict]) -> str:
         peak = r["memory"]["peak"]
         lines.append(
             f"| {r['variant']} | {1e3 * r['median']:.1f} ms | {r['ratio']:.3f} "
-            f"| {r['fastest_ratio']:.3f} | {r['predicted']:.3f} | {r['gflop_forward']:.1f} | {r['gflop']:.1f} "
-            f"| {peak:.0f} MiB | {100 * (peak / plain - 1):+.0f} % |"
+            f"| {r['fastest_ratio']:.3f} | {r['predicted']:.3f} | {r['gflop_forward']:.1f} "
+            f"| {r['gflop']:.1f} | {peak:.0f} MiB | {100 * (peak / plain - 1):+.0f} % |"
         )
     return "\n".join(lines)
 

@@ -96,7 +96,7 @@ def worker(scenarios, output):
 
 @pytest.fixture(scope="module")
 def scenarios():
-    from conftest import lgd_cfg, random_batch
+    from tiny_models import lgd_cfg, random_batch
 
     def cfg(arch):
         # 64: torch refuses group norms of one channel a group on a level of one cell
