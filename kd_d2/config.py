@@ -15,6 +15,7 @@ def add_kd_config(cfg: CN) -> None:
 
     _add_distillation(cfg)
     _add_solver(cfg)
+    _add_data(cfg)
     add_backbone_config(cfg)
     add_fcos_config(cfg)
     add_project_configs(cfg)
@@ -83,3 +84,9 @@ def _add_solver(cfg: CN) -> None:
     teacher.GAMMA = None
     teacher.WARMUP_ITERS = None
     teacher.WARMUP_FACTOR = None
+
+
+def _add_data(cfg: CN) -> None:
+    # An image of the training set that cannot be read: "raise" stops with its name; "skip" logs it
+    # once and trains on another image instead (up to 100 files).
+    cfg.DATALOADER.ON_BAD_IMAGE = "raise"

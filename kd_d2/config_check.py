@@ -26,7 +26,7 @@ def check_config(cfg: CfgNode) -> None:
     """
     arch = cfg.MODEL.META_ARCHITECTURE
     _known("META_ARCHITECTURE (MODEL.META_ARCHITECTURE)", arch, META_ARCH_REGISTRY)
-    _check_solver(cfg)
+    _check_options(cfg)
     if not is_distiller(cfg):
         return
     kd = cfg.MODEL.KD
@@ -70,11 +70,12 @@ def _phase(cfg: CfgNode, key: str, value) -> None:
         raise ConfigError(f"{key}: {e}") from None
 
 
-def _check_solver(cfg: CfgNode) -> None:
+def _check_options(cfg: CfgNode) -> None:
     for key, name, options in (
         ("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("SGD", "AdamW")),
         ("SOLVER.TEACHER.OPTIMIZER", cfg.SOLVER.TEACHER.OPTIMIZER, ("", "SGD", "AdamW")),
         ("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("float16", "bfloat16")),
+        ("DATALOADER.ON_BAD_IMAGE", cfg.DATALOADER.ON_BAD_IMAGE, ("raise", "skip")),
     ):
         if name not in options:
             raise ConfigError(f"{key} is {name!r}; it must be one of {', '.join(options)}.")

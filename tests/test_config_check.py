@@ -30,6 +30,7 @@ MISTAKES = [
     ("SOLVER.OPTIMIZER", "Adam", "SGD, AdamW"),
     ("SOLVER.AMP.DTYPE", "half", "float16, bfloat16"),
     ("SOLVER.MAX_ITER", 0, "at least 1"),
+    ("DATALOADER.ON_BAD_IMAGE", "ignore", "raise, skip"),
 ]
 
 

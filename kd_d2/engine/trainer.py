@@ -134,7 +134,8 @@ class DistillationTrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, mapper=None):
         mapper = mapper or DatasetMapper(cfg, is_train=True)
-        return data_loader.build_train_loader(cfg, RobustDatasetMapper(mapper))
+        mapper = RobustDatasetMapper(mapper, on_error=cfg.DATALOADER.ON_BAD_IMAGE)
+        return data_loader.build_train_loader(cfg, mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str, mapper=None):

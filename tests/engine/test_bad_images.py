@@ -1,0 +1,42 @@
+"""What the trainer does with a training image that cannot be read."""
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from kd_d2.data.builtin import register_shapes
+from kd_d2.engine import DistillationTrainer
+
+
+@pytest.fixture
+def cfg(tiny_cfg, tmp_path):
+    register_shapes(tmp_path, {"train": 6}, prefix="whole")
+    records = [r for r in DatasetCatalog.get("whole_train") if r["annotations"]]
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    records[-1] = {**records[-1], "file_name": str(bad)}
+    DatasetCatalog.register("one_bad_image", lambda: records)
+    cfg = tiny_cfg()
+    cfg.DATASETS.TRAIN = ("one_bad_image",)
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SEED = 1
+    yield cfg
+    for name in ("one_bad_image", "whole_train"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+def draw(cfg, batches=8):
+    iterator = iter(DistillationTrainer.build_train_loader(cfg))
+    return [next(iterator) for _ in range(batches)]
+
+
+def test_it_stops_and_names_the_file(cfg):
+    with pytest.raises(ValueError, match=r"bad\.png cannot be read"):
+        draw(cfg)
+
+
+def test_it_goes_on_without_the_file(cfg, caplog):
+    cfg.DATALOADER.ON_BAD_IMAGE = "skip"
+    assert all(len(batch) == 2 for batch in draw(cfg))
+    assert caplog.text.count("another image takes its place") == 1
