@@ -2,6 +2,7 @@
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine.defaults import seed_all_rng
 
 from kd_d2.data.builtin import register_shapes
 from kd_d2.engine import DistillationTrainer
@@ -27,6 +28,7 @@ def cfg(tiny_cfg, tmp_path):
 
 
 def draw(cfg, batches=8):
+    seed_all_rng(cfg.SEED)  # as Detectron2's default_setup does; the sampler's seed follows from it
     iterator = iter(DistillationTrainer.build_train_loader(cfg))
     return [next(iterator) for _ in range(batches)]
 
