@@ -75,7 +75,7 @@ def findings(results: Results) -> list[str]:
             sentences.append(finding)
     sentences.append(
         f"One seed is one seed: runs that differ in nothing else are easily {CHANCE:.0f} AP apart "
-        "and often more. benchmarks/README.md has the same comparison over several seeds."
+        "and often more. benchmarks/shapes_table.py makes the same comparison over several seeds."
     )
     return sentences
 
