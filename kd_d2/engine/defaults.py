@@ -41,9 +41,10 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
     """
     cfg = get_kd_cfg()
     known = list(_flat_keys(cfg))
+    free = [key for key in known if _node(cfg, key)[key.rsplit(".", 1)[-1]] is None]
     if config_file:
         _merge_file(cfg, config_file, known)
-    _merge_overrides(cfg, overrides or [], known)
+    _merge_overrides(cfg, overrides or [], known, free)
     weights = os.path.join(os.path.dirname(config_file), os.path.basename(cfg.MODEL.WEIGHTS))
     moved = cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS
     if moved and not os.path.isfile(cfg.MODEL.WEIGHTS) and os.path.isfile(weights):
@@ -78,7 +79,7 @@ def _near(path: str) -> str:
     return f" Did you mean '{os.path.join(folder, near[0])}'?" if near else ""
 
 
-def _merge_overrides(cfg: CfgNode, overrides: list[str], known: list[str]) -> None:
+def _merge_overrides(cfg: CfgNode, overrides: list[str], known: list[str], free: list[str]) -> None:
     for argument in overrides[::2]:
         if argument.startswith("-"):
             raise ValueError(f"Option {argument} must come before the KEY VALUE overrides.")
@@ -88,14 +89,16 @@ def _merge_overrides(cfg: CfgNode, overrides: list[str], known: list[str]) -> No
             raise ValueError(_unknown(argument, known))
     if len(overrides) % 2:
         raise ValueError(f"Overrides are pairs 'KEY VALUE', but {overrides[-1]} has no value.")
-    defaults = get_kd_cfg()
-    for key in overrides[::2]:
-        *path, leaf = key.split(".")
+    for key in set(overrides[::2]).intersection(free):
         # A default of None admits any type ("auto", iterations, fractions), and the file's must not
         # stand in the way of it
-        if reduce(getitem, path, defaults)[leaf] is None:
-            reduce(getitem, path, cfg)[leaf] = None
+        _node(cfg, key)[key.rsplit(".", 1)[-1]] = None
     cfg.merge_from_list(overrides)
+
+
+def _node(cfg: CfgNode, key: str) -> CfgNode:
+    """The node that holds a dotted key."""
+    return reduce(getitem, key.split(".")[:-1], cfg)
 
 
 def _flat_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -9,6 +9,7 @@ import importlib.abc
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from detectron2.config import CfgNode
 
@@ -38,16 +39,14 @@ if _ROOT.is_dir():
     sys.meta_path.append(_ProjectsFinder())
 
 
+def register_projects() -> dict[str, ModuleType]:
+    """Imports every project, which registers its teachers and heads; package -> module."""
+    return {package: importlib.import_module(f"{__name__}.{package}") for package in PROJECTS}
+
+
 def _each(function: int):
-    for package, entry in PROJECTS.items():
-        module = importlib.import_module(f"{__name__}.{package}")
-        yield getattr(module, entry[function])
-
-
-def register_projects() -> None:
-    """Imports every project, which registers its teachers and heads."""
-    for package in PROJECTS:
-        importlib.import_module(f"{__name__}.{package}")
+    for package, module in register_projects().items():
+        yield getattr(module, PROJECTS[package][function])
 
 
 def add_project_configs(cfg: CfgNode) -> None:
