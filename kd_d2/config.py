@@ -40,6 +40,10 @@ def _add_distillation(cfg: CN) -> None:
     # Evaluate the teacher too, each time the student is evaluated. A label encoder then reads the
     # labels of the test set: an upper bound and a diagnosis, never a result.
     kd.EVAL_TEACHER = False
+    # Compute of a dense head what the losses read, where that saves time: RetinaNet's box tower
+    # around the positive anchors. Losses and gradients are the same but for float rounding. Heads
+    # that look at predictions switch it off.
+    kd.SKIP_UNUSED_CELLS = True
     # At the start of training, keep the student's raw backbone (without its feature pyramid) as
     # it is for so many iterations, or for this fraction (below 1) of the schedule. None: never.
     kd.FREEZE_BACKBONE = None

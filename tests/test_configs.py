@@ -220,11 +220,11 @@ def take_a_step(cfg, batch):
 @pytest.mark.parametrize("path", [p for p in QUICKSTART if "pkd" not in p])
 def test_quickstart_takes_a_step(path):
     cfg = load(path)
-    model, losses = take_a_step(cfg, batch_of(128, 6))
+    model, losses = take_a_step(cfg, batch_of(96, 6))
     assert ("loss_cls.tea" in losses) == ("lgd" in path)
     model.eval()
     with torch.no_grad():
-        assert len(model(batch_of(128, 6))) == 2
+        assert len(model(batch_of(96, 6))) == 2
 
 
 def test_quickstart_pkd_takes_a_step(tmp_path):
@@ -234,7 +234,7 @@ def test_quickstart_pkd_takes_a_step(tmp_path):
     cfg.MODEL.KD.TEACHER.CONFIG_FILE = str(CONFIGS / "quickstart/plain_retinanet_wide.yaml")
     cfg.MODEL.KD.TEACHER.WEIGHTS = str(tmp_path / "teacher.pth")
     check_config(cfg)
-    model, losses = take_a_step(cfg, batch_of(128, 6))
+    model, losses = take_a_step(cfg, batch_of(96, 6))
     assert any("pkd" in name.lower() for name in losses)
     assert num_parameters(wide) > 2 * num_parameters(model.student)
 

@@ -27,7 +27,7 @@ __all__ = ["IMAGE_SIDE", "SEED", "SPLITS", "VERSION", "ensure_split", "split_fol
 
 VERSION = 1  # raise it whenever a pixel or a number of the data set changes
 SEED = 0
-IMAGE_SIDE = 128
+IMAGE_SIDE = 96
 SPLITS = {"train": 2000, "val": 400, "unlabeled": 1000}
 """Split name -> number of images."""
 

@@ -13,11 +13,13 @@ __all__ = ["CLASSES", "SceneObject", "paint", "render_scene"]
 
 CLASSES = tuple(CLASS_OUTLINES)
 
-SIDE_RANGE = (12.0, 112.0)  # of an object, at an image side of 128: a factor of nine
-# Smaller clutter would be wrong labels: nobody tells a hexagon of 10 px from a circle.
-CLUTTER_SIDE_RANGE = (16.0, 70.0)
-FRONT_CLUTTER_SIDE_RANGE = (16.0, 40.0)
-MIN_VISIBLE = 0.4  # an object never has more than 60 % of itself covered by others
+_NOMINAL_SIDE = 96  # of an image, in pixels; what is said in pixels below is meant at this side
+
+SIDE_RANGE = (10.0, 82.0)  # of an object, at an image side of 96: a factor of eight
+# Smaller clutter would be wrong labels: nobody tells a hexagon of 8 px from a circle.
+CLUTTER_SIDE_RANGE = (12.0, 52.0)
+FRONT_CLUTTER_SIDE_RANGE = (12.0, 30.0)
+MIN_VISIBLE = 0.5  # an object never has more than half of itself covered by others
 _EMPTY_SHARE = 0.05
 _COUNT_WEIGHTS = (0.2, 0.2, 0.2, 0.16, 0.14, 0.1)  # of 1 .. 6 objects
 _PLACE_TRIES = 12
@@ -118,7 +120,7 @@ def paint(
     behind = (patch * alpha).sum((0, 1)) / max(1e-6, float(alpha.sum()))
     kinds = _TEXTURES if max(height, width) >= 20 else _SMOOTH_TEXTURES
     color = _contrasting_color(rng, behind)
-    patch += alpha * (_fill(rng, height, width, color, rng.uniform(0.05, 0.25), kinds) - patch)
+    patch += alpha * (_fill(rng, height, width, color, rng.uniform(0.03, 0.15), kinds) - patch)
 
 
 def _background(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -174,7 +176,7 @@ class _Scene:
         """Place one outline at random, fully inside the image; gives up after a few tries."""
         rng, names = self.rng, list(outlines)
         outline = outlines[names[rng.integers(len(names)) if category is None else category]](rng)
-        scale = self.side / 128
+        scale = self.side / _NOMINAL_SIDE
         low, high = np.log(side_range)
         for _ in range(_PLACE_TRIES):
             length = float(np.exp(rng.uniform(low, high))) * scale
@@ -200,7 +202,7 @@ class _Scene:
             return
 
 
-def render_scene(rng: np.random.Generator, side: int = 128) -> tuple[np.ndarray, list[SceneObject]]:
+def render_scene(rng: np.random.Generator, side: int = _NOMINAL_SIDE) -> tuple[np.ndarray, list[SceneObject]]:
     """Draw one image.
 
     Args:
@@ -214,10 +216,10 @@ def render_scene(rng: np.random.Generator, side: int = 128) -> tuple[np.ndarray,
     scene = _Scene(rng, side)
     empty = rng.random() < _EMPTY_SHARE
     count = 0 if empty else 1 + int(rng.choice(len(_COUNT_WEIGHTS), p=_COUNT_WEIGHTS))
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 3)):
         scene.add(CLUTTER_OUTLINES, CLUTTER_SIDE_RANGE, None)
     things: list[int | None] = [int(c) for c in rng.integers(len(CLASSES), size=count)]
-    things += [None] * int(rng.integers(0, 3))
+    things += [None] * int(rng.integers(0, 2))
     for index in rng.permutation(len(things)):
         if things[index] is None:
             scene.add(CLUTTER_OUTLINES, FRONT_CLUTTER_SIDE_RANGE, None)

@@ -83,7 +83,11 @@ def _single_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     )
     if not groups:
         raise ValueError("Nothing to train: no parameter of the model requires a gradient.")
-    common = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "foreach": True}
+    # torch's one-kernel versions: on CPUs fused (foreach would be a Python loop there), on GPUs
+    # foreach, because a GradScaler leaves fused optimisers to unscale after our clipping
+    on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
+    common = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
+    common |= {"fused": True} if on_cpu else {"foreach": True}
     if solver.OPTIMIZER == "AdamW":
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), **common)
     elif solver.OPTIMIZER == "SGD":

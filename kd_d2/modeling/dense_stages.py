@@ -1,13 +1,20 @@
 """Stages of every Detectron2 ``DenseDetector``: RetinaNet, FCOS, and whoever subclasses it."""
 
+import contextlib
 from typing import Any
 
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import RetinaNet
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from kd_d2.modeling.sparse_tower import (
+    cells_with_objects,
+    is_sparse_tower,
+    run_sparse_tower,
+)
 from kd_d2.modeling.stages import DetectorStages, register_stages, substituted
 
 
@@ -27,6 +34,12 @@ class DenseStages(DetectorStages):
             f: shapes[f] for f in detector.head_in_features
         }
         self.num_classes: int = detector.num_classes
+        # Known only of stock losses: a subclass with its own may read the boxes of any cell
+        self.skips_unused_cells = (
+            getattr(type(detector), "losses", None) is RetinaNet.losses
+            and hasattr(detector.head, "bbox_subnet")
+            and is_sparse_tower(detector.head.bbox_subnet)
+        )
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
         return self.detector.preprocess_image(batched_inputs)
@@ -37,6 +50,29 @@ class DenseStages(DetectorStages):
 
     def predict(self, images, features, gt=None) -> Any:
         return self.detector.head(list(features.values()))
+
+    def predict_for_losses(self, images, features, gt, assignment) -> Any:
+        levels = list(features.values())
+        with self._box_tower_of_positives(levels, assignment):
+            return self.detector.head(levels)
+
+    @contextlib.contextmanager
+    def _box_tower_of_positives(self, levels: list[Tensor], assignment: Any):
+        """While open, the head's box tower returns what the positive anchors need."""
+        outputs, head = None, self.detector.head
+        if self.skips_unused_cells:
+            sizes = [tuple(x.shape[-2:]) for x in levels]
+            needed = cells_with_objects(assignment[0], self.num_classes, sizes)
+            outputs = run_sparse_tower(head.bbox_subnet, levels, needed)
+        if outputs is None:
+            yield
+            return
+        calls = iter(outputs)  # the head calls its tower once a level, in order
+        head.__dict__["bbox_subnet"] = lambda x: next(calls)
+        try:
+            yield
+        finally:
+            del head.__dict__["bbox_subnet"]
 
     def assign(self, images, features, predictions, gt: list[Instances]) -> Any:
         if not hasattr(self.detector, "label_anchors"):

@@ -32,23 +32,31 @@ class Distiller(nn.Module):
         student: nn.Module,
         teacher: nn.Module | None = None,
         heads: Mapping[str, DistillHead] | None = None,
+        skip_unused_cells: bool = True,
     ):
         """
         Args:
             student: a detector of a known family (see :func:`build_stages`).
             teacher: see ``TEACHER_REGISTRY``; None trains the student plainly.
             heads: name -> head.
+            skip_unused_cells: see MODEL.KD.SKIP_UNUSED_CELLS.
         """
         super().__init__()
         self.student = student
         self.teacher = teacher
         self.heads = nn.ModuleDict(heads)
         self.stages = build_stages(student)
+        self.stages.skips_unused_cells &= skip_unused_cells
         self._student_request = ViewRequest(Stage.LOSSES)
         teacher_request = ViewRequest()
         for head in self.heads.values():
             self._student_request |= head.student_request
             teacher_request |= head.teacher_request
+        self._only_losses = not any(
+            request.taps or request.stage >= Stage.PREDICTIONS
+            for head in self.heads.values()
+            for request in (head.student_request, head.teacher_request)
+        )
         if teacher is not None:
             teacher.request = teacher_request
 
@@ -67,7 +75,12 @@ class Distiller(nn.Module):
             name: build_distill_head(name, cfg, stages.feature_shapes, teacher.feature_shapes)
             for name in cfg.MODEL.KD.HEADS
         }
-        return {"student": student, "teacher": teacher, "heads": heads}
+        return {
+            "student": student,
+            "teacher": teacher,
+            "heads": heads,
+            "skip_unused_cells": cfg.MODEL.KD.SKIP_UNUSED_CELLS,
+        }
 
     @property
     def device(self):
@@ -82,7 +95,7 @@ class Distiller(nn.Module):
         if not self.training or self.teacher is None:
             return self.student(batched_inputs)
         gt = [x["instances"].to(self.device) for x in batched_inputs]
-        student = self.stages.run(batched_inputs, self._student_request, gt)
+        student = self.stages.run(batched_inputs, self._student_request, gt, self._only_losses)
         teacher = self.teach(batched_inputs, gt, student)
         parts = [student.losses, teacher.losses]
         parts += [head(student, teacher, gt) for head in self.heads.values()]
@@ -148,8 +161,12 @@ class LabelGuidedDistiller(Distiller):
     def teach(self, batched_inputs, gt, student):
         view = super().teach(batched_inputs, gt, student)
         with self._teacher_statistics():
-            view.predictions = self.stages.predict(view.images, view.features, gt)
+            args = (view.images, view.features, gt)
             assignment = student.assignment if self.stages.shares_assignment else None
+            if self._only_losses and assignment is not None:
+                view.predictions = self.stages.predict_for_losses(*args, assignment)
+            else:
+                view.predictions = self.stages.predict(*args)
             view.assignment, losses = self.stages.losses(
                 view.images, view.features, view.predictions, gt, assignment
             )

@@ -29,11 +29,13 @@ class DetectorStages:
         num_classes: number of foreground classes.
         shares_assignment: whether an assignment made on one set of predictions holds for another
             one of the same image size (true for fixed anchors and points, false for proposals).
+        skips_unused_cells: whether :meth:`predict_for_losses` is cheaper than :meth:`predict`.
     """
 
     feature_shapes: dict[str, ShapeSpec]
     num_classes: int
     shares_assignment = True
+    skips_unused_cells = False
 
     def __init__(self, detector: nn.Module):
         self.detector = detector
@@ -51,6 +53,16 @@ class DetectorStages:
     ) -> Any:
         """Runs the head on ``features`` (the detector's own, or a teacher's of equal shapes)."""
         raise NotImplementedError
+
+    def predict_for_losses(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        gt: list[Instances],
+        assignment: Any,
+    ) -> Any:
+        """:meth:`predict` without what :meth:`losses` will not read under ``assignment``."""
+        return self.predict(images, features, gt)
 
     def assign(
         self,
@@ -96,9 +108,16 @@ class DetectorStages:
         raise NotImplementedError
 
     def run(
-        self, batched_inputs: list[dict], request: ViewRequest, gt: list[Instances] | None = None
+        self,
+        batched_inputs: list[dict],
+        request: ViewRequest,
+        gt: list[Instances] | None = None,
+        only_losses: bool = False,
     ) -> DetectorView:
         """Runs the stages that ``request`` asks for, each once, and no other.
+
+        Args:
+            only_losses: the request is for losses, and nobody else reads the predictions.
 
         Raises:
             ValueError: if the request needs ground truth and there is none.
@@ -108,13 +127,17 @@ class DetectorStages:
         images = self.preprocess(batched_inputs)
         with captured_taps(self.detector, request.taps) as taps:
             view = DetectorView(images, self.features(images), taps=taps)
-            if request.stage >= Stage.PREDICTIONS:
+            assignment = None
+            if only_losses and self.skips_unused_cells:
+                assignment = self.assign(images, view.features, None, gt)
+                view.predictions = self.predict_for_losses(images, view.features, gt, assignment)
+            elif request.stage >= Stage.PREDICTIONS:
                 view.predictions = self.predict(images, view.features, gt)
             if request.stage == Stage.ASSIGNMENT:
                 view.assignment = self.assign(images, view.features, view.predictions, gt)
             if request.stage >= Stage.LOSSES:
                 view.assignment, view.losses = self.losses(
-                    images, view.features, view.predictions, gt
+                    images, view.features, view.predictions, gt, assignment
                 )
         return view
 

@@ -92,7 +92,7 @@ def test_coco_json_is_consistent(train):
         points = np.array(thing["segmentation"][0]).reshape(-1, 2)
         low, high = points.min(0), points.max(0)
         np.testing.assert_allclose(thing["bbox"], [*low, *(high - low)], atol=1e-6)
-        rle = mask_util.frPyObjects(thing["segmentation"], 128, 128)
+        rle = mask_util.frPyObjects(thing["segmentation"], 96, 96)
         # COCO's rasteriser rounds to pixels, which shows on the outline and at thin tips.
         outline = np.linalg.norm(points - np.roll(points, 1, axis=0), axis=1).sum()
         assert abs(mask_util.area(rle)[0] - thing["area"]) < 0.5 * outline + 2

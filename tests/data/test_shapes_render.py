@@ -64,13 +64,13 @@ def test_drawn_pixels_are_those_of_the_coco_polygon(name):
     for seed in range(8):
         rng = np.random.default_rng(seed)
         outline = {**CLASS_OUTLINES, **CLUTTER_OUTLINES}[name](rng)
-        polygon = pose(outline, side=60, angle=rng.uniform(0, 6), squash=0.9, center=(64.0, 64.0))
+        polygon = pose(outline, side=60, angle=rng.uniform(0, 6), squash=0.9, center=(48.0, 48.0))
         top, left, alpha = coverage(polygon)
         assert alpha.min() >= 0 and alpha.max() <= 1
         assert float(alpha.sum()) == pytest.approx(polygon_area(polygon), rel=0.02, abs=4)
 
         # Painting changes pixels inside the polygon's box only, and all that are well covered.
-        image = np.full((128, 128, 3), 0.5, np.float32)
+        image = np.full((96, 96, 3), 0.5, np.float32)
         paint(image, top, left, alpha, rng)
         changed = (image != 0.5).any(2)
         (x0, y0), (x1, y1) = polygon.min(0), polygon.max(0)
@@ -78,13 +78,13 @@ def test_drawn_pixels_are_those_of_the_coco_polygon(name):
         assert rows.min() >= np.floor(y0) and rows.max() < np.ceil(y1)
         assert columns.min() >= np.floor(x0) and columns.max() < np.ceil(x1)
 
-        drawn = np.zeros((128, 128), bool)
+        drawn = np.zeros((96, 96), bool)
         drawn[top : top + alpha.shape[0], left : left + alpha.shape[1]] = alpha >= 0.5
-        touched = np.zeros((128, 128), bool)
+        touched = np.zeros((96, 96), bool)
         touched[top : top + alpha.shape[0], left : left + alpha.shape[1]] = alpha > 0
         assert not (drawn & ~changed).any() and not (changed & ~touched).any()
         # COCO's own rasteriser rounds to the pixel grid: they may differ along the outline.
-        coco = _coco_mask(polygon, 128)
+        coco = _coco_mask(polygon, 96)
         assert not (coco & ~_dilate(touched)).any()
         if name != "line":  # thinner than the difference
             assert not (drawn & ~_dilate(coco)).any()
@@ -120,7 +120,7 @@ def test_objects_lie_inside_and_stay_visible(scenes):
     for _, things in scenes:
         assert len(things) <= 6
         for thing in things:
-            assert thing.polygon.min() >= 0 and thing.polygon.max() <= 128
+            assert thing.polygon.min() >= 0 and thing.polygon.max() <= 96
             assert MIN_VISIBLE <= thing.visibility <= 1
             assert not (thing.visible & ~thing.mask).any()
     visibility = np.array([thing.visibility for _, things in scenes for thing in things])
@@ -129,7 +129,7 @@ def test_objects_lie_inside_and_stay_visible(scenes):
 
 def test_what_is_visible_belongs_to_one_object(scenes):
     for _, things in scenes:
-        owners = sum((thing.visible.astype(int) for thing in things), np.zeros((128, 128), int))
+        owners = sum((thing.visible.astype(int) for thing in things), np.zeros((96, 96), int))
         assert owners.max() <= 1
 
 

@@ -1,0 +1,142 @@
+"""A box tower computed around the positives gives what the dense one gives there."""
+
+import pytest
+import torch
+from torch import nn
+
+from kd_d2.modeling import Stage, ViewRequest, build_stages
+from kd_d2.modeling.sparse_tower import cells_with_objects, is_sparse_tower, run_sparse_tower
+
+
+def tower(num_convs=3, channels=4):
+    layers = []
+    for _ in range(num_convs):
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def maps(*sizes, images=2, channels=4):
+    return [torch.randn(images, channels, h, w, requires_grad=True) for h, w in sizes]
+
+
+SIZES = [(14, 17), (7, 9), (2, 3), (1, 1)]
+
+
+def some_cells(*chosen):
+    """Bool maps of SIZES, two images, with the (level, image, y, x) chosen."""
+    needed = [torch.zeros(2, h, w, dtype=torch.bool) for h, w in SIZES]
+    for level, image, y, x in chosen:
+        needed[level][image, y, x] = True
+    return needed
+
+
+@pytest.mark.parametrize("num_convs", [1, 2, 4])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        [(0, 0, 0, 0), (0, 0, 13, 16)],  # corners: the padding of each layer counts
+        [(0, 1, 6, 8), (1, 0, 0, 8), (1, 1, 6, 0)],
+        [(3, 0, 0, 0), (2, 1, 1, 2)],  # levels of a few cells
+        [],
+    ],
+)
+def test_equals_the_dense_tower_where_it_is_needed(num_convs, chosen):
+    torch.manual_seed(0)
+    net, features, needed = tower(num_convs), maps(*SIZES), some_cells(*chosen)
+    outputs = run_sparse_tower(net, features, needed)
+    weights = [torch.randn_like(x) * n[:, None] for x, n in zip(features, needed, strict=True)]
+
+    def gradients(outputs):
+        total = sum((w * y).sum() for w, y in zip(weights, outputs, strict=True))
+        return torch.autograd.grad(total, [*features, *net.parameters()])
+
+    dense = [net(x) for x in features]
+    for y, expected, n in zip(outputs, dense, needed, strict=True):
+        expected = expected * n[:, None]
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    for g, expected in zip(gradients(outputs), gradients(dense), strict=True):
+        torch.testing.assert_close(g, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_cell_costs_its_receptive_field_only():
+    net, features = tower(2), maps((40, 40), images=1)
+    needed = [torch.zeros(1, 40, 40, dtype=torch.bool)]
+    needed[0][0, 20, 20] = True
+    with torch.no_grad():
+        features[0][:, :, :18] = features[0][:, :, 23:] = float("nan")
+    # two 3x3 layers reach two cells far: rows 18 to 22
+    assert run_sparse_tower(net, features, needed)[0].isfinite().all()
+
+
+def test_left_to_the_dense_tower_where_most_cells_are_needed():
+    needed = [torch.ones(2, h, w, dtype=torch.bool) for h, w in SIZES]
+    assert run_sparse_tower(tower(), maps(*SIZES), needed) is None
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.GroupNorm(2, 4),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Sigmoid(),
+    ],
+)
+def test_other_towers_are_left_alone(layer):
+    assert is_sparse_tower(tower())
+    assert not is_sparse_tower(nn.Sequential(*tower(), layer))
+    assert not is_sparse_tower(layer)
+
+
+def test_cells_of_positive_anchors_and_their_neighbours():
+    # two anchors a cell; class 2 of 3 in cell (1, 1) of a 3x4 map; -1 is ignored, 3 background
+    labels = torch.full((1, 24 + 2), 3)
+    labels[0, 2 * (1 * 4 + 1) + 1] = 2
+    labels[0, 2 * (2 * 4 + 3)] = -1
+    first, second = cells_with_objects(list(labels), 3, [(3, 4), (1, 1)])
+    assert first[0].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
+    assert not second.any()
+
+
+def test_a_distiller_trains_the_same_with_and_without(tiny_cfg, build, random_batch, storage):
+    cfg = tiny_cfg()
+    cfg.MODEL.RETINANET.NUM_CONVS = 2
+    detector = build(cfg).train()
+    batch = random_batch()
+    gt = [x["instances"] for x in batch]
+    stages = build_stages(detector)
+    assert stages.skips_unused_cells
+
+    def run(only_losses):
+        detector.zero_grad()
+        detector.loss_normalizer = 100
+        losses = stages.run(batch, ViewRequest(Stage.LOSSES), gt, only_losses).losses
+        sum(losses.values()).backward()
+        return losses, {n: p.grad for n, p in detector.named_parameters() if p.requires_grad}
+
+    dense, sparse = run(False), run(True)
+    assert dense[0].keys() == sparse[0].keys() and sparse[0]["loss_box_reg"] > 0
+    for name, loss in dense[0].items():
+        torch.testing.assert_close(sparse[0][name], loss, rtol=1e-5, atol=1e-6)
+    for name, grad in dense[1].items():
+        torch.testing.assert_close(sparse[1][name], grad, rtol=1e-4, atol=1e-6)
+
+
+def test_norms_and_foreign_losses_keep_the_dense_tower(tiny_cfg, build):
+    from detectron2.modeling import RetinaNet
+
+    cfg = tiny_cfg()
+    cfg.MODEL.RETINANET.NORM = "GN"
+    assert not build_stages(build(cfg)).skips_unused_cells
+    assert not build_stages(build(tiny_cfg("FCOS"))).skips_unused_cells
+    detector = build(tiny_cfg())
+
+    class OwnLosses(RetinaNet):
+        def losses(self, *args):
+            raise NotImplementedError
+
+    detector.__class__ = OwnLosses
+    assert not build_stages(detector).skips_unused_cells
