@@ -7,7 +7,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError, read_image
 
-__all__ = ["AnnotatedTestMapper", "RobustDatasetMapper", "build_annotated_test_mapper"]
+__all__ = [
+    "AnnotatedTestMapper",
+    "RobustDatasetMapper",
+    "UnusableImage",
+    "build_annotated_test_mapper",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -41,20 +46,24 @@ def build_annotated_test_mapper(cfg: CfgNode) -> AnnotatedTestMapper:
     return AnnotatedTestMapper(cfg)
 
 
+class UnusableImage(ValueError):
+    """This image is bad, and the loader is to take another one."""
+
+
 class RobustDatasetMapper:
-    """Wraps a mapper so that a bad image file is named in one sentence, or replaced while training.
+    """Wraps a mapper so that a bad image file is named in one sentence, or passed over.
 
     Args:
         mapper: maps one record; takes a dict with "file_name".
-        on_error: "raise": stop at the first bad image. "skip": log each bad file once and map the
-            last good record again instead (with new random augmentations); for training only,
-            since an evaluation without some of its images would be wrong.
+        on_error: "raise": stop at the first bad image. "skip": log each bad file once and raise
+            `UnusableImage`, at which `kd_d2.engine.build_train_loader` takes the next image of the
+            data set; for training only, since an evaluation of fewer images would be wrong.
         max_bad_files: with "skip", how many different bad files each data-loading process bears.
 
     Raises:
         ValueError: an image is missing, unreadable or of another size than its labels say, and it
-            may not be skipped: `on_error` is "raise", the limit is passed, or no good image came
-            before it.
+            may not be skipped: `on_error` is "raise", or the limit is passed.
+        UnusableImage: the same, and it may be skipped.
     """
 
     def __init__(
@@ -70,12 +79,11 @@ class RobustDatasetMapper:
         self.on_error = on_error
         self.max_bad_files = max_bad_files
         self.bad_files: set[str] = set()
-        self._last_good: dict | None = None
 
     def __call__(self, dataset_dict: dict) -> dict | None:
         """Map one record; see the class for what happens to bad images."""
         try:
-            data = self.mapper(dataset_dict)
+            return self.mapper(dataset_dict)
         except Exception as error:
             fault = _image_fault(dataset_dict, error)
             if fault is None:
@@ -84,11 +92,10 @@ class RobustDatasetMapper:
                 raise ValueError(
                     f"{fault}; repair the file or take it out of the annotations."
                 ) from error
-            return self._substitute(dataset_dict["file_name"], fault, error)
-        self._last_good = dataset_dict
-        return data
+            self._count(dataset_dict["file_name"], fault)
+            raise UnusableImage(fault) from error
 
-    def _substitute(self, file_name: str, fault: str, error: Exception) -> dict | None:
+    def _count(self, file_name: str, fault: str) -> None:
         if file_name not in self.bad_files:
             self.bad_files.add(file_name)
             logger.warning(f"{fault}; another image takes its place.")
@@ -96,15 +103,7 @@ class RobustDatasetMapper:
             raise ValueError(
                 f"{len(self.bad_files)} images cannot be used, more than the limit of "
                 f"{self.max_bad_files}; the last one: {fault}."
-            ) from error
-        # Detectron2's loader would draw another record itself if it got None, but the way it does
-        # that (sampling from a set) no longer works since Python 3.11.
-        if self._last_good is None:
-            raise ValueError(
-                f"{fault}; this process has read no good image yet that could take its place: "
-                "repair the file or take it out of the annotations."
-            ) from error
-        return self.mapper(self._last_good)
+            )
 
 
 def _image_fault(dataset_dict: dict, error: Exception) -> str | None:

@@ -202,7 +202,9 @@ class _Scene:
             return
 
 
-def render_scene(rng: np.random.Generator, side: int = _NOMINAL_SIDE) -> tuple[np.ndarray, list[SceneObject]]:
+def render_scene(
+    rng: np.random.Generator, side: int = _NOMINAL_SIDE
+) -> tuple[np.ndarray, list[SceneObject]]:
     """Draw one image.
 
     Args:

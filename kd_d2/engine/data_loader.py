@@ -7,6 +7,7 @@ run sees the batches that the uninterrupted run would have seen, with any number
 nothing about the data has to be written to the checkpoint.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -16,6 +17,8 @@ from detectron2.data import DatasetFromList, MapDataset, build_detection_train_l
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from kd_d2.data.mappers import UnusableImage
 
 from .seeding import seed_from, seeded
 
@@ -38,10 +41,19 @@ class SeededItems(Dataset):
         return len(self.items)
 
     def __getitem__(self, key: tuple[int, int]):
-        """Return item ``key[0]``, augmented as fits position ``key[1]`` of the global order."""
+        """Return item ``key[0]``, augmented as fits position ``key[1]`` of the global order.
+
+        Where its image is unusable and may be skipped, the next good item takes its place. (None
+        from the mapper would let Detectron2 choose, which fails since Python 3.11.)
+
+        Raises:
+            ValueError: no image of the data set can be used.
+        """
         index, position = key
-        with seeded(seed_from(self.seed, position)):
-            return self.items[index]
+        for step in range(len(self)):
+            with seeded(seed_from(self.seed, position)), contextlib.suppress(UnusableImage):
+                return self.items[(index + step) % len(self)]
+        raise ValueError(f"None of the {len(self)} images of the training set can be read.")
 
 
 class BatchOrder(Sampler[list[tuple[int, int]]]):

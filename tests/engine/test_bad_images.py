@@ -38,7 +38,29 @@ def test_it_stops_and_names_the_file(cfg):
         draw(cfg)
 
 
-def test_it_goes_on_without_the_file(cfg, caplog):
+@pytest.mark.parametrize("position", [0, -1])
+def test_it_goes_on_without_the_file(cfg, caplog, position):
     cfg.DATALOADER.ON_BAD_IMAGE = "skip"
-    assert all(len(batch) == 2 for batch in draw(cfg))
+    records = DatasetCatalog.get("one_bad_image")
+    records[position], records[-1] = records[-1], records[position]
+    batches = draw(cfg)
+    assert all(len(batch) == 2 for batch in batches)
     assert caplog.text.count("another image takes its place") == 1
+    names = [x["file_name"] for batch in batches for x in batch]
+    assert "bad.png" not in " ".join(names) and len(set(names)) == len(records) - 1
+
+
+def test_the_order_does_not_depend_on_which_process_met_it_first(cfg):
+    cfg.DATALOADER.ON_BAD_IMAGE = "skip"
+    names = [[x["file_name"] for batch in draw(cfg) for x in batch]]
+    cfg.DATALOADER.NUM_WORKERS = 2
+    names.append([x["file_name"] for batch in draw(cfg) for x in batch])
+    assert names[0] == names[1]
+
+
+def test_a_set_of_bad_images_alone_is_an_error(cfg, tmp_path):
+    cfg.DATALOADER.ON_BAD_IMAGE = "skip"
+    for record in DatasetCatalog.get("one_bad_image"):
+        record["file_name"] = str(tmp_path / "bad.png")
+    with pytest.raises(ValueError, match="None of the .* images .* can be read"):
+        draw(cfg)
