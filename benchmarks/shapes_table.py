@@ -31,16 +31,20 @@ CONFIGS = {
     "plain": "configs/quickstart/plain_{}.yaml",
     "control": "configs/quickstart/lgd_{}_control.yaml",
     "lgd": "configs/quickstart/lgd_{}.yaml",
+    "control_mlp": "configs/quickstart/lgd_{}_mlp_control.yaml",
+    "lgd_mlp": "configs/quickstart/lgd_{}_mlp.yaml",
     "pkd": "configs/quickstart/pkd_{}.yaml",
 }
 TITLES = {
     "plain": "plain student",
     "control": "control (LGD, LAMBDA 0)",
     "lgd": "LGD",
+    "control_mlp": "control of the next",
+    "lgd_mlp": "LGD, our simpler teacher",
     "pkd": "PKD, frozen teacher",
 }
 # Steps relative to a plain one, until they are measured.
-_COSTS = {"plain": 1.0, "control": 1.6, "lgd": 1.6, "pkd": 1.4, "teacher": 2.0}
+_COSTS = dict.fromkeys(CONFIGS, 1.6) | {"plain": 1.0, "pkd": 1.4, "teacher": 2.0}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -85,6 +89,7 @@ def make_run(
     """A run with its seed, on the device of the command line."""
     overrides, length = schedule_overrides(config, iterations)
     overrides |= {"SEED": str(seed), "MODEL.DEVICE": args.device}
+    overrides["TEST.EVAL_PERIOD"] = str(max(1, length // 2))  # the table needs the end only
     if teacher is not None:
         overrides["MODEL.KD.TEACHER.WEIGHTS"] = str(teacher.job.output / "model_final.pth")
     job = Job(
