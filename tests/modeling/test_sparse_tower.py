@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd_d2.modeling import Stage, ViewRequest, build_stages
+from kd_d2.modeling import Stage, ViewRequest, build_stages, dense_stages
 from kd_d2.modeling.sparse_tower import cells_with_objects, is_sparse_tower, run_sparse_tower
 
 
@@ -112,7 +112,7 @@ def test_a_distiller_trains_the_same_with_and_without(tiny_cfg, build, random_ba
 
     def run(only_losses):
         detector.zero_grad()
-        detector.loss_normalizer = 100
+        detector.__dict__.pop("loss_normalizer", None)  # RetinaNet's running mean of positives
         losses = stages.run(batch, ViewRequest(Stage.LOSSES), gt, only_losses).losses
         sum(losses.values()).backward()
         return losses, {n: p.grad for n, p in detector.named_parameters() if p.requires_grad}
@@ -140,3 +140,35 @@ def test_norms_and_foreign_losses_keep_the_dense_tower(tiny_cfg, build):
 
     detector.__class__ = OwnLosses
     assert not build_stages(detector).skips_unused_cells
+
+
+@pytest.mark.parametrize(
+    "key, value, passes",
+    [
+        (None, None, 2),  # the student's own, and the teacher's through the student's head
+        ("SKIP_UNUSED_CELLS", False, 0),
+        ("LGD.PRE_NONDISTILL", "auto", 0),  # a head that asks for more than features
+    ],
+)
+def test_a_distiller_skips_where_nobody_looks(
+    key, value, passes, lgd_cfg, build, random_batch, storage, monkeypatch
+):
+    calls = []
+    original = dense_stages.run_sparse_tower
+    monkeypatch.setattr(
+        dense_stages,
+        "run_sparse_tower",
+        lambda *args: calls.append(original(*args)) or calls[-1],
+    )
+    cfg = lgd_cfg()
+    if key is not None:
+        cfg.merge_from_list([f"MODEL.KD.{key}", value])
+    torch.manual_seed(0)
+    model = build(cfg).train()
+    batch = random_batch(sizes=((160, 192), (128, 192)))
+    losses = model(batch)
+    assert len(calls) == passes and all(outputs is not None for outputs in calls)
+    model.stages.skips_unused_cells = False
+    del model.student.loss_normalizer  # RetinaNet's running mean of positives
+    for name, loss in model(batch).items():
+        torch.testing.assert_close(losses[name], loss, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,81 @@
+"""Detections of FCOS against loops over single numbers."""
+
+import math
+
+import pytest
+import torch
+from detectron2.structures import ImageList
+from fcos_cases import BATCH, STRIDES, K, tiny_fcos
+from torch import nn
+from torchvision.ops import nms
+
+
+def slow_inference(model, predictions, image_size, topk):
+    """Detections of image 0 with one number at a time: sorted (score, class, box)."""
+    boxes, scores, classes = [], [], []
+    for level, stride in enumerate(STRIDES.values()):
+        logits, distances, centerness = (p[level][0] for p in predictions)
+        height, width = logits.shape[-2:]
+        candidates = [
+            (1 / (1 + math.exp(-logits[k, i, j].item())), k, i, j)
+            for k in range(K)
+            for i in range(height)
+            for j in range(width)
+        ]
+        candidates.sort(reverse=True)
+        for p, k, i, j in candidates[: min(topk, height * width)]:
+            if p <= model.test_score_thresh:
+                continue
+            x, y = (j + 0.5) * stride, (i + 0.5) * stride
+            left, top, right, bottom = distances[:, i, j].tolist()
+            boxes.append([x - left, y - top, x + right, y + bottom])
+            scores.append(math.sqrt(p / (1 + math.exp(-centerness[0, i, j].item()))))
+            classes.append(k)
+    boxes, scores, classes = torch.tensor(boxes), torch.tensor(scores), torch.tensor(classes)
+    kept = []
+    for k in range(K):
+        of_class = torch.where(classes == k)[0]
+        kept.append(of_class[nms(boxes[of_class], scores[of_class], model.test_nms_thresh)])
+    kept = torch.cat(kept)
+    kept = kept[scores[kept].argsort(descending=True)][: model.max_detections_per_image]
+    return boxes[kept], scores[kept], classes[kept]
+
+
+@pytest.mark.parametrize("topk, threshold, limit", [(1000, 0.0, 1000), (20, 0.45, 30), (5, 0.5, 8)])
+def test_inference_equals_loops_and_leaves_predictions_alone(topk, threshold, limit):
+    model = tiny_fcos(
+        test_topk_candidates=topk, test_score_thresh=threshold, max_detections_per_image=limit
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.zeros(2, 32, 64 // s, 96 // s) for s in STRIDES.values()]
+    predictions = tuple(
+        [torch.randn(2, c, *f.shape[-2:], generator=generator) for f in features] for c in (K, 4, 1)
+    )
+    predictions = (predictions[0], [(x.abs() + 0.5) * 10 for x in predictions[1]], predictions[2])
+    before = [x.clone() for level in predictions for x in level]
+    images = ImageList(torch.zeros(2, 3, 64, 96), [(64, 96), (64, 64)])
+    results = model.forward_inference(images, features, predictions)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, [x for level in predictions for x in level], strict=True)
+    )
+    assert [r.image_size for r in results] == images.image_sizes
+    boxes, scores, classes = slow_inference(model, predictions, (64, 96), topk)
+    assert 0 < len(scores) <= limit
+    torch.testing.assert_close(results[0].scores, scores)
+    torch.testing.assert_close(results[0].pred_boxes.tensor, boxes)
+    assert torch.equal(results[0].pred_classes, classes)
+
+
+def test_nothing_found():
+    model = tiny_fcos(test_score_thresh=0.99).eval()
+    result = model([{"image": BATCH[0]["image"]}])[0]["instances"]
+    assert len(result) == 0 and result.pred_boxes.tensor.shape == (0, 4)
+
+
+def test_outputs_are_in_the_requested_size():
+    model = tiny_fcos().eval()
+    nn.init.constant_(model.head.bbox_pred.bias, 0.5)
+    result = model([{"image": BATCH[0]["image"], "height": 128, "width": 192}])[0]["instances"]
+    assert result.image_size == (128, 192) and len(result) > 0
+    assert result.pred_boxes.tensor.amax() > 100
