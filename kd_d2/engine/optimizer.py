@@ -83,16 +83,17 @@ def _single_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     )
     if not groups:
         raise ValueError("Nothing to train: no parameter of the model requires a gradient.")
-    # torch's one-kernel versions: on CPUs fused (foreach would be a Python loop there), on GPUs
-    # foreach, because a GradScaler leaves fused optimisers to unscale after our clipping
-    on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
     common = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
-    common |= {"fused": True} if on_cpu else {"foreach": True}
     if solver.OPTIMIZER == "AdamW":
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), **common)
+        # foreach is a Python loop on CPUs. On GPUs a GradScaler would leave it to a fused optimiser
+        # to unscale the gradients, which is after our clipping.
+        on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
+        kind = {"fused": True} if on_cpu else {"foreach": True}
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), **common, **kind)
     elif solver.OPTIMIZER == "SGD":
+        # never fused: that fails for parameters whose first gradient comes late (a frozen phase)
         optimizer = torch.optim.SGD(
-            groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common
+            groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, foreach=True, **common
         )
     else:
         raise ValueError(f"SOLVER.OPTIMIZER is '{solver.OPTIMIZER}'; known are SGD and AdamW.")

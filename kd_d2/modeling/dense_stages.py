@@ -6,12 +6,14 @@ from typing import Any
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import RetinaNet
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from kd_d2.modeling.sparse_tower import (
     cells_with_objects,
+    is_plain_conv,
     is_sparse_tower,
     run_sparse_tower,
 )
@@ -34,12 +36,6 @@ class DenseStages(DetectorStages):
             f: shapes[f] for f in detector.head_in_features
         }
         self.num_classes: int = detector.num_classes
-        # Known only of stock losses: a subclass with its own may read the boxes of any cell
-        self.skips_unused_cells = (
-            getattr(type(detector), "losses", None) is RetinaNet.losses
-            and hasattr(detector.head, "bbox_subnet")
-            and is_sparse_tower(detector.head.bbox_subnet)
-        )
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
         return self.detector.preprocess_image(batched_inputs)
@@ -56,11 +52,14 @@ class DenseStages(DetectorStages):
         with self._box_tower_of_positives(levels, assignment):
             return self.detector.head(levels)
 
+    def skips_unused_cells(self) -> bool:
+        return self.may_skip_cells and _reads_boxes_of_positives_alone(self.detector)
+
     @contextlib.contextmanager
     def _box_tower_of_positives(self, levels: list[Tensor], assignment: Any):
         """While open, the head's box tower returns what the positive anchors need."""
         outputs, head = None, self.detector.head
-        if self.skips_unused_cells:
+        if self.skips_unused_cells():
             sizes = [tuple(x.shape[-2:]) for x in levels]
             needed = cells_with_objects(assignment[0], self.num_classes, sizes)
             outputs = run_sparse_tower(head.bbox_subnet, levels, needed)
@@ -108,3 +107,21 @@ class DenseStages(DetectorStages):
 
     def head_modules(self) -> list[nn.Module]:
         return [self.detector.head]
+
+
+def _reads_boxes_of_positives_alone(detector: DenseDetector) -> bool:
+    """Whether all is stock that decides which cells of the box tower count.
+
+    Asked at each step: whoever changes a method, or hooks a layer, gets the dense tower at once.
+    """
+    head = detector.head
+    stock = (
+        getattr(type(detector), "losses", None) is RetinaNet.losses
+        and type(detector).forward_training is RetinaNet.forward_training
+        and type(head).forward is RetinaNetHead.forward
+        and not {"losses", "forward_training"} & detector.__dict__.keys()
+        and "forward" not in head.__dict__
+    )
+    if not stock or not is_sparse_tower(head.bbox_subnet) or not is_plain_conv(head.bbox_pred):
+        return False
+    return not any(m._forward_hooks or m._forward_pre_hooks for m in head.bbox_subnet.modules())

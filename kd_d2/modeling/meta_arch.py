@@ -46,7 +46,7 @@ class Distiller(nn.Module):
         self.teacher = teacher
         self.heads = nn.ModuleDict(heads)
         self.stages = build_stages(student)
-        self.stages.skips_unused_cells &= skip_unused_cells
+        self.stages.may_skip_cells = skip_unused_cells
         self._student_request = ViewRequest(Stage.LOSSES)
         teacher_request = ViewRequest()
         for head in self.heads.values():
@@ -163,7 +163,10 @@ class LabelGuidedDistiller(Distiller):
         with self._teacher_statistics():
             args = (view.images, view.features, gt)
             assignment = student.assignment if self.stages.shares_assignment else None
-            if self._only_losses and assignment is not None:
+            partial = (
+                self._only_losses and assignment is not None and self.stages.skips_unused_cells()
+            )
+            if partial:
                 view.predictions = self.stages.predict_for_losses(*args, assignment)
             else:
                 view.predictions = self.stages.predict(*args)
@@ -171,6 +174,8 @@ class LabelGuidedDistiller(Distiller):
                 view.images, view.features, view.predictions, gt, assignment
             )
         view.losses = {f"{name}.tea": loss for name, loss in losses.items()}
+        if partial:
+            view.predictions = None
         return view
 
     def _teacher_statistics(self):

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["cells_with_objects", "is_sparse_tower", "run_sparse_tower"]
+__all__ = ["cells_with_objects", "is_plain_conv", "is_sparse_tower", "run_sparse_tower"]
 
 # Gathering costs about as much as multiplying once half of the cells are wanted.
 _DENSE_SHARE = 0.5
@@ -34,10 +35,11 @@ def is_sparse_tower(tower: nn.Module) -> bool:
     """
     if not isinstance(tower, nn.Sequential) or not len(tower):
         return False
-    return all(_is_plain_conv(layer) or type(layer) is nn.ReLU for layer in tower)
+    return all(is_plain_conv(layer) or type(layer) is nn.ReLU for layer in tower)
 
 
-def _is_plain_conv(layer: nn.Module) -> bool:
+def is_plain_conv(layer: nn.Module) -> bool:
+    """Whether a layer is a 3x3 convolution with stride 1, padding 1, and nothing else to it."""
     if type(layer) is not nn.Conv2d:
         return False
     shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -91,40 +93,99 @@ def run_sparse_tower(
     inside = _bordered([torch.ones_like(x) for x in needed])
     convs = [layer for layer in tower if isinstance(layer, nn.Conv2d)]
 
-    cells = [_bordered(needed).nonzero()[:, 0]]  # of the last layer, then of those before it
-    for _ in convs[1:]:
+    cells = [
+        _bordered(needed).nonzero()[:, 0]
+    ]  # what the tower returns, then what each layer reads
+    for _ in convs:
         read = torch.zeros_like(inside)
         read[_around(cells[0], reach)] = True
         cells.insert(0, (read & inside).nonzero()[:, 0])
-    if sum(map(len, cells)) > _DENSE_SHARE * len(cells) * sum(x.numel() for x in needed):
+    if sum(map(len, cells[1:])) > _DENSE_SHARE * len(convs) * sum(x.numel() for x in needed):
         return None
 
     rows = torch.cat([F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).flatten(0, 2) for x in features])
-    slots = None  # row of each cell in `rows`; at first they are the cells themselves
-    number = 0
+    rows = rows.index_select(0, cells[0])
+    steps = zip(cells, cells[1:], strict=False)
     for layer in tower:
-        if not isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d):
+            before, after = next(steps)
+            rows = _gathered_conv(
+                rows,
+                layer,
+                _rows_around(after, before, len(inside), reach),
+                _rows_around(before, after, len(inside), reach),
+            )
+        else:
             rows = layer(rows)
-            continue
-        wanted = cells[number]
-        around = _around(wanted, reach)
-        if slots is not None:
-            around = slots[around]
-        patches = rows.index_select(0, around.flatten()).unflatten(0, around.shape).flatten(1)
-        kernel = layer.weight.permute(0, 2, 3, 1).flatten(1)  # (C', 3 * 3 * C), like the patches
-        rows = F.linear(patches, kernel, layer.bias)
-        # the border, and cells that nobody needs, point to a last row of zeros
-        slots = torch.full((len(inside),), len(wanted), device=device)
-        slots[wanted] = torch.arange(len(wanted), device=device)
-        number += 1
-        if number < len(convs):
-            rows = F.pad(rows, (0, 0, 0, 1))
     full = rows.new_zeros(len(inside), rows.shape[1]).index_copy(0, cells[-1], rows)
     parts = full.split([num_images * (h + 2) * (w + 2) for h, w in sizes])
     return [
         part.view(num_images, h + 2, w + 2, -1)[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
         for part, (h, w) in zip(parts, sizes, strict=True)
     ]
+
+
+def _gathered_conv(rows: Tensor, conv: nn.Conv2d, around: Tensor, around_back: Tensor) -> Tensor:
+    """A convolution of listed cells, in the dtype of autocast where that is on."""
+    kernel = conv.weight.permute(2, 3, 1, 0).flatten(0, 1)  # (9, C, C')
+    bias = conv.bias if conv.bias is not None else conv.weight.new_zeros(conv.out_channels)
+    device = rows.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        rows, kernel, bias = rows.to(dtype), kernel.to(dtype), bias.to(dtype)
+    return _GatheredConv.apply(rows, kernel, bias, around, around_back)
+
+
+class _GatheredConv(torch.autograd.Function):
+    """Gathers the 3x3 neighbourhoods of the wanted cells, and multiplies.
+
+    The neighbourhoods are gathered again for the backward pass: nine times the features would be
+    much to keep. Gradients are gathered, too, not scattered: without atomics, so they are the same
+    each time.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, kernel, bias, around, around_back):
+        """
+        Args:
+            rows: (n, C) of the cells that are read.
+            kernel: (9, C, C').
+            bias: (C',).
+            around: (m, 9), the rows around each wanted cell; n where there is none.
+            around_back: (n, 9), the wanted cells around each row; m where there is none.
+
+        Returns:
+            (m, C').
+        """
+        ctx.save_for_backward(rows, kernel, around, around_back)
+        return torch.addmm(bias, _gather(rows, around), kernel.flatten(0, 1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rows, kernel, around, around_back = ctx.saved_tensors
+        grad_rows = grad_kernel = None
+        if ctx.needs_input_grad[0]:
+            # a cell reaches its neighbour by the step opposite to the one that reads it
+            turned = kernel.flip(0).transpose(1, 2).flatten(0, 1)
+            grad_rows = _gather(grad, around_back) @ turned
+        if ctx.needs_input_grad[1]:
+            grad_kernel = (_gather(rows, around).t() @ grad).view_as(kernel)
+        return grad_rows, grad_kernel, grad.sum(0), None, None
+
+
+def _gather(rows: Tensor, index: Tensor) -> Tensor:
+    """(n, C) rows, (m, 9) of numbers up to n -> (m, 9 * C); row n is zero."""
+    return F.pad(rows, (0, 0, 0, 1))[index].flatten(1)
+
+
+def _rows_around(
+    cells: Tensor, among: Tensor, num_cells: int, reach: tuple[Tensor, Tensor]
+) -> Tensor:
+    """(n, 9): where the neighbours of ``cells`` stand in ``among``; len(among) if they do not."""
+    slots = torch.full((num_cells,), len(among), device=cells.device)
+    slots[among] = torch.arange(len(among), device=cells.device)
+    return slots[_around(cells, reach)]
 
 
 def _bordered(maps: Sequence[Tensor]) -> Tensor:

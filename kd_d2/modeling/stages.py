@@ -29,13 +29,13 @@ class DetectorStages:
         num_classes: number of foreground classes.
         shares_assignment: whether an assignment made on one set of predictions holds for another
             one of the same image size (true for fixed anchors and points, false for proposals).
-        skips_unused_cells: whether :meth:`predict_for_losses` is cheaper than :meth:`predict`.
+        may_skip_cells: False keeps :meth:`predict_for_losses` from saving arithmetic.
     """
 
     feature_shapes: dict[str, ShapeSpec]
     num_classes: int
     shares_assignment = True
-    skips_unused_cells = False
+    may_skip_cells = True
 
     def __init__(self, detector: nn.Module):
         self.detector = detector
@@ -63,6 +63,10 @@ class DetectorStages:
     ) -> Any:
         """:meth:`predict` without what :meth:`losses` will not read under ``assignment``."""
         return self.predict(images, features, gt)
+
+    def skips_unused_cells(self) -> bool:
+        """Whether :meth:`predict_for_losses` leaves something out at present."""
+        return False
 
     def assign(
         self,
@@ -128,7 +132,8 @@ class DetectorStages:
         with captured_taps(self.detector, request.taps) as taps:
             view = DetectorView(images, self.features(images), taps=taps)
             assignment = None
-            if only_losses and self.skips_unused_cells:
+            partial = only_losses and self.skips_unused_cells()
+            if partial:
                 assignment = self.assign(images, view.features, None, gt)
                 view.predictions = self.predict_for_losses(images, view.features, gt, assignment)
             elif request.stage >= Stage.PREDICTIONS:
@@ -139,6 +144,8 @@ class DetectorStages:
                 view.assignment, view.losses = self.losses(
                     images, view.features, view.predictions, gt, assignment
                 )
+            if partial:
+                view.predictions = None
         return view
 
 

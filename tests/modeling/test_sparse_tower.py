@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from detectron2.modeling import RetinaNet
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from torch import nn
 
 from kd_d2.modeling import Stage, ViewRequest, build_stages, dense_stages
@@ -108,7 +110,7 @@ def test_a_distiller_trains_the_same_with_and_without(tiny_cfg, build, random_ba
     batch = random_batch()
     gt = [x["instances"] for x in batch]
     stages = build_stages(detector)
-    assert stages.skips_unused_cells
+    assert stages.skips_unused_cells()
 
     def run(only_losses):
         detector.zero_grad()
@@ -125,21 +127,80 @@ def test_a_distiller_trains_the_same_with_and_without(tiny_cfg, build, random_ba
         torch.testing.assert_close(sparse[1][name], grad, rtol=1e-4, atol=1e-6)
 
 
-def test_norms_and_foreign_losses_keep_the_dense_tower(tiny_cfg, build):
-    from detectron2.modeling import RetinaNet
-
-    cfg = tiny_cfg()
-    cfg.MODEL.RETINANET.NORM = "GN"
-    assert not build_stages(build(cfg)).skips_unused_cells
-    assert not build_stages(build(tiny_cfg("FCOS"))).skips_unused_cells
-    detector = build(tiny_cfg())
-
+def own_losses(detector):
     class OwnLosses(RetinaNet):
         def losses(self, *args):
-            raise NotImplementedError
+            return super().losses(*args)
 
     detector.__class__ = OwnLosses
-    assert not build_stages(detector).skips_unused_cells
+
+
+def own_forward_training(detector):
+    class DenseAuxiliaryLoss(RetinaNet):
+        def forward_training(self, *args):
+            return super().forward_training(*args)
+
+    detector.__class__ = DenseAuxiliaryLoss
+
+
+def own_head(detector):
+    class SecondBranch(RetinaNetHead):
+        def forward(self, features):
+            return super().forward(features)
+
+    detector.head.__class__ = SecondBranch
+
+
+def losses_of_the_instance(detector):
+    detector.losses = detector.losses
+
+
+def wide_prediction(detector):
+    detector.head.bbox_pred = nn.Conv2d(32, 8, 5, padding=2)
+
+
+def hooked_layer(detector):
+    detector.head.bbox_subnet[0].register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("norm, skips", [("", True), ("GN", False), ("BN", False)])
+def test_norms_need_all_cells(norm, skips, tiny_cfg, build):
+    cfg = tiny_cfg()
+    cfg.MODEL.RETINANET.NORM = norm
+    assert build_stages(build(cfg)).skips_unused_cells() == skips
+    assert not build_stages(build(tiny_cfg("FCOS"))).skips_unused_cells()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        own_losses,
+        own_forward_training,
+        own_head,
+        losses_of_the_instance,
+        wide_prediction,
+        hooked_layer,
+    ],
+)
+def test_whoever_may_read_other_cells_gets_them(change, tiny_cfg, build):
+    detector = build(tiny_cfg())
+    stages = build_stages(detector)
+    assert stages.skips_unused_cells()
+    change(detector)
+    assert not stages.skips_unused_cells()
+
+
+def test_under_autocast(tiny_cfg):
+    torch.manual_seed(0)
+    net, features, needed = tower(2), maps(*SIZES), some_cells((0, 0, 5, 5), (1, 1, 3, 3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = run_sparse_tower(net, features, needed)
+        dense = [net(x) for x in features]
+    for y, expected, n in zip(outputs, dense, needed, strict=True):
+        assert y.dtype == expected.dtype == torch.bfloat16
+        torch.testing.assert_close(y, expected * n[:, None], rtol=0.02, atol=0.01)
+    sum(y.float().sum() for y in outputs).backward()
+    assert all(p.grad.dtype == torch.float32 for p in net.parameters())
 
 
 @pytest.mark.parametrize(
@@ -168,7 +229,7 @@ def test_a_distiller_skips_where_nobody_looks(
     batch = random_batch(sizes=((160, 192), (128, 192)))
     losses = model(batch)
     assert len(calls) == passes and all(outputs is not None for outputs in calls)
-    model.stages.skips_unused_cells = False
+    model.stages.may_skip_cells = False
     del model.student.loss_normalizer  # RetinaNet's running mean of positives
     for name, loss in model(batch).items():
         torch.testing.assert_close(losses[name], loss, rtol=1e-5, atol=1e-6)
