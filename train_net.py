@@ -18,13 +18,14 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-import kd_d2  # noqa: F401  (registers detectors, teachers, heads and data sets)
-from kd_d2.checkpoint import KDCheckpointer, local_weights_path
+from kd_d2.checkpoint import CheckpointError, KDCheckpointer, local_weights_path
 from kd_d2.config_check import check_config
-from kd_d2.data.requirements import check_datasets
+from kd_d2.data.mappers import ImageError
+from kd_d2.data.requirements import check_datasets, check_num_classes
 from kd_d2.engine import (
     DistillationTrainer,
     LaunchError,
+    check_batch,
     choose_device,
     launch,
     load_config,
@@ -43,6 +44,9 @@ def read_config(args):
         cfg = student_config(cfg)
     check_config(cfg)
     check_datasets(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
+    check_num_classes(cfg, student_config(cfg).MODEL.META_ARCHITECTURE)
+    if not args.eval_only:
+        check_batch(cfg, args.num_gpus, args.num_machines)
     if cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS and not args.resume:
         local_weights_path(cfg.MODEL.WEIGHTS)
     return cfg
@@ -64,15 +68,23 @@ def evaluate(cfg, resume=False):
         model = DistillationTrainer.build_model(cfg)
         checkpointer = KDCheckpointer(model, cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and checkpointer.resumed_from is None:
+            raise CheckpointError(f"--resume, but there is no checkpoint in '{cfg.OUTPUT_DIR}'.")
         parts = checkpointer.loaded_parts
         if not parts:
-            logger.warning("Evaluating random weights: set MODEL.WEIGHTS or pass --resume.")
-        elif parts.get("teacher", (1, 1))[0] == 0:
+            raise CheckpointError(
+                "There is nothing to evaluate: set MODEL.WEIGHTS, or pass --resume for the last "
+                "checkpoint in OUTPUT_DIR."
+            )
+        checkpointer.require_whole("student" if "student" in parts else "model")
+        if parts.get("teacher", (1, 1))[0] == 0:
             logger.warning("The weights hold no teacher: evaluating the student alone.")
             cfg = cfg.clone()
             cfg.defrost()
             cfg.MODEL.KD.EVAL_TEACHER = False
             cfg.freeze()
+        elif "teacher" in parts:
+            checkpointer.require_whole("teacher")
     results = DistillationTrainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -88,7 +100,8 @@ def main(args):
     with user_errors():
         trainer = DistillationTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with user_errors(FloatingPointError, ImageError):
+        return trainer.train()
 
 
 def invoke_main():

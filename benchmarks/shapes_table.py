@@ -113,7 +113,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
             if not Path(config).is_file():
                 print(f"Left out: there is no {config}.", file=sys.stderr)
                 continue
-            teacher = make_teacher(args, detector, config) if method == "pkd" else None
+            teacher = make_teacher(args, config) if method == "pkd" else None
             runs += [
                 make_run(args, detector, method, seed, config, args.iterations, teacher)
                 for seed in args.seeds
@@ -121,8 +121,8 @@ def plan(args: argparse.Namespace) -> list[Run]:
     return runs
 
 
-def make_teacher(args: argparse.Namespace, detector: str, config: str) -> Run:
-    """The frozen teacher's own training, one for all seeds.
+def make_teacher(args: argparse.Namespace, config: str) -> Run:
+    """The frozen teacher's own training, one for all seeds and all students.
 
     Its schedule keeps its proportion to the student's.
     """
@@ -132,7 +132,7 @@ def make_teacher(args: argparse.Namespace, detector: str, config: str) -> Run:
     if args.iterations is not None:
         length = load_config(teacher_config).SOLVER.MAX_ITER
         iterations = max(1, round(args.iterations * length / cfg.SOLVER.MAX_ITER))
-    return make_run(args, detector, "teacher", 1, teacher_config, iterations)
+    return make_run(args, Path(teacher_config).stem, "teacher", 1, teacher_config, iterations)
 
 
 def result_path(args: argparse.Namespace, run: Run) -> Path:

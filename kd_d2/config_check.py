@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY
 from kd_d2.modeling.phases import phase_length
@@ -11,6 +11,9 @@ from kd_d2.projects import check_project_configs
 from kd_d2.registry import unknown_name
 from kd_d2.student_config import DISTILLERS, is_distiller
 from kd_d2.teacher_config import load_teacher_cfg, teacher_weights
+
+_RESNET_DEPTHS = (18, 34, 50, 101, 152)  # that Detectron2's ResNets know
+_NUMBERS = ("BASE_LR", "WEIGHT_DECAY", "MOMENTUM", "WARMUP_ITERS", "WARMUP_FACTOR")
 
 
 class ConfigError(ValueError):
@@ -26,6 +29,7 @@ def check_config(cfg: CfgNode) -> None:
     """
     arch = cfg.MODEL.META_ARCHITECTURE
     _known("META_ARCHITECTURE (MODEL.META_ARCHITECTURE)", arch, META_ARCH_REGISTRY)
+    _check_backbone(cfg)
     _check_options(cfg)
     if not is_distiller(cfg):
         return
@@ -51,6 +55,7 @@ def check_config(cfg: CfgNode) -> None:
         raise ConfigError(f'MODEL.KD.HEADS must be a list, e.g. ["{kd.HEADS}"].')
     for head in kd.HEADS:
         _known(DISTILL_HEAD_REGISTRY.kind, head, DISTILL_HEAD_REGISTRY)
+    _check_heads(cfg)
     _check_combination(cfg)
     _phase(cfg, "MODEL.KD.FREEZE_BACKBONE", kd.FREEZE_BACKBONE)
     if kd.TEACHER.NAME == "Frozen":
@@ -70,6 +75,31 @@ def _phase(cfg: CfgNode, key: str, value) -> None:
         raise ConfigError(f"{key}: {e}") from None
 
 
+def _check_heads(cfg: CfgNode) -> None:
+    heads = list(cfg.MODEL.KD.HEADS)
+    twice = sorted({head for head in heads if heads.count(head) > 1})
+    if twice:
+        raise ConfigError(
+            f"MODEL.KD.HEADS names {', '.join(twice)} more than once; it counts once."
+        )
+    if not heads and cfg.MODEL.META_ARCHITECTURE == "FrozenTeacherDistiller":
+        raise ConfigError(
+            "MODEL.KD.HEADS is empty, so the frozen teacher would teach nothing: name one "
+            f"or more of {', '.join(sorted(k for k, _ in DISTILL_HEAD_REGISTRY))}, or set "
+            "MODEL.KD.ENABLED False to train the student plainly."
+        )
+
+
+def _check_backbone(cfg: CfgNode, where: str = "") -> None:
+    name, depth = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEPTH
+    _known(f"backbone ({where}MODEL.BACKBONE.NAME)", name, BACKBONE_REGISTRY)
+    if "resnet" in name and depth not in _RESNET_DEPTHS:
+        raise ConfigError(
+            f"{where}MODEL.RESNETS.DEPTH is {depth}; it must be one of "
+            f"{', '.join(map(str, _RESNET_DEPTHS))}."
+        )
+
+
 def _check_options(cfg: CfgNode) -> None:
     for key, name, options in (
         ("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("SGD", "AdamW")),
@@ -81,6 +111,16 @@ def _check_options(cfg: CfgNode) -> None:
             raise ConfigError(f"{key} is {name!r}; it must be one of {', '.join(options)}.")
     if cfg.SOLVER.MAX_ITER < 1:
         raise ConfigError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; it must be at least 1.")
+    for key, value in (
+        *((f"SOLVER.{key}", cfg.SOLVER[key]) for key in ("BASE_LR", "WEIGHT_DECAY")),
+        *((f"SOLVER.TEACHER.{key}", value) for key, value in cfg.SOLVER.TEACHER.items()),
+    ):
+        if key.endswith(_NUMBERS) and value is not None and not _is_number(value):
+            raise ConfigError(f"{key} is {value!r}; it must be a number that is not negative.")
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 def _check_combination(cfg: CfgNode) -> None:
@@ -105,6 +145,10 @@ def _check_frozen_teacher(cfg: CfgNode) -> None:
             "name in Detectron2's model zoo such as COCO-Detection/retinanet_R_101_FPN_3x.yaml."
         )
     teacher_cfg = load_teacher_cfg(cfg)
+    arch = teacher_cfg.MODEL.META_ARCHITECTURE
+    where = f"of the teacher's config {node.CONFIG_FILE}, "
+    _known(f"META_ARCHITECTURE ({where}MODEL.META_ARCHITECTURE)", arch, META_ARCH_REGISTRY)
+    _check_backbone(teacher_cfg, where)
     if not teacher_weights(cfg):
         raise ConfigError(
             "MODEL.KD.TEACHER.WEIGHTS is empty and its config is not the model zoo's: give the "

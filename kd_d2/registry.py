@@ -18,6 +18,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     return f"Unknown {kind} {name!r}{guess} Known are {', '.join(known) or '(none)'}."
 
 
+class UnknownNameError(KeyError):
+    """A name that nobody registered; says which are known."""
+
+    def __str__(self) -> str:
+        return self.args[0]  # KeyError would put it in quotes
+
+
 class NamedRegistry(Registry):
     """A registry that knows what its entries are called in an error message."""
 
@@ -37,7 +44,7 @@ class NamedRegistry(Registry):
         return register_as
 
     def get(self, name: str):
-        """Returns the registered object; raises KeyError that lists the known and nearest names."""
+        """Returns the registered object, or raises UnknownNameError with the nearest names."""
         if name not in self:
-            raise KeyError(unknown_name(self.kind, name, [k for k, _ in self]))
+            raise UnknownNameError(unknown_name(self.kind, name, [k for k, _ in self]))
         return super().get(name)

@@ -2,6 +2,7 @@
 
 from detectron2.config import CfgNode
 
+from kd_d2.config_files import merge_config_file
 from kd_d2.model_zoo import is_zoo_config, resolve_config_file, resolve_weights
 
 
@@ -13,13 +14,14 @@ def load_teacher_cfg(cfg: CfgNode) -> CfgNode:
 
     Raises:
         FileNotFoundError: for a config that does not exist; names the nearest.
+        ValueError: for one that cannot be read.
     """
     from kd_d2.config import get_kd_cfg
     from kd_d2.student_config import is_distiller, student_config
 
     path = resolve_config_file(cfg.MODEL.KD.TEACHER.CONFIG_FILE)
     teacher = get_kd_cfg()
-    teacher.merge_from_file(path, allow_unsafe=is_zoo_config(path))
+    merge_config_file(teacher, path, allow_unsafe=is_zoo_config(path))
     if is_distiller(teacher):
         teacher = student_config(teacher)
     teacher.MODEL.DEVICE = cfg.MODEL.DEVICE

@@ -23,6 +23,11 @@ MISTAKES = [
     ("MODEL.KD.TEACHER.NAME", "Frozen", "works in a FrozenTeacherDistiller"),
     ("MODEL.KD.HEADS", ["PDK"], "Unknown distillation head .*did you mean 'PKD'"),
     ("MODEL.KD.HEADS", "PKD", r'must be a list, e.g. \["PKD"\]'),
+    ("MODEL.KD.HEADS", ["PKD", "PKD"], "names PKD more than once"),
+    ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbon", "did you mean 'build_resnet_fpn_backbone'"),
+    ("MODEL.RESNETS.DEPTH", 20, "DEPTH is 20; it must be one of 18, 34, 50"),
+    ("SOLVER.BASE_LR", -0.1, "SOLVER.BASE_LR is -0.1"),
+    ("SOLVER.TEACHER.BASE_LR", "fast", "SOLVER.TEACHER.BASE_LR is 'fast'; it must be a number"),
     ("MODEL.KD.FREEZE_BACKBONE", -1, "MODEL.KD.FREEZE_BACKBONE: A phase length"),
     ("MODEL.KD.FREEZE_BACKBONE", 1.5, "must be whole"),
     ("MODEL.KD.LGD.ENCODER", "PointNett", "PointNet"),
@@ -67,6 +72,31 @@ def test_missing_teacher_config(lgd_cfg):
         check_config(frozen(lgd_cfg()))
     with pytest.raises(FileNotFoundError, match="retinanet_R_101_FPN_3x"):
         check_config(frozen(lgd_cfg(), CONFIG_FILE="COCO-Detection/retinanet_R_101_FPN_3"))
+
+
+def test_a_frozen_teacher_without_a_head_teaches_nothing(lgd_cfg):
+    cfg = frozen(lgd_cfg(), CONFIG_FILE=ZOO)
+    cfg.MODEL.KD.HEADS = []
+    with pytest.raises(ConfigError, match="HEADS is empty.*InstructiveFeatures, PKD"):
+        check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("MODEL: [", "no valid YAML"),
+        ("MODEL: {RETINANET: {NUM_CONV: 3}}", "did you mean .*MODEL.RETINANET.NUM_CONVS"),
+        ("MODEL: {WEIGHTS: !!python/object/apply:os.getcwd []}", "has a Python tag"),
+        ("MODEL: {META_ARCHITECTURE: RetinaNett}", "of the teacher.*did you mean 'RetinaNet'"),
+        ("MODEL: {BACKBONE: {NAME: build_vgg}}", "Unknown backbone .of the teacher"),
+    ],
+)
+def test_teacher_configs_that_cannot_be_read(text, message, lgd_cfg, tmp_path):
+    (tmp_path / "teacher.yaml").write_text(text)
+    (tmp_path / "teacher.pth").touch()
+    files = {"CONFIG_FILE": tmp_path / "teacher.yaml", "WEIGHTS": tmp_path / "teacher.pth"}
+    with pytest.raises(ValueError, match=message):
+        check_config(frozen(lgd_cfg(), **{k: str(v) for k, v in files.items()}))
 
 
 def test_missing_teacher_weights(lgd_cfg, tmp_path, tiny_cfg):

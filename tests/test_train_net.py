@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +69,8 @@ def workplace(tmp_path_factory):
     for name, model in (("plain", {}), ("lgd", lgd), ("pkd", pkd)):
         text = yaml.safe_dump({**tiny, "MODEL": model, "OUTPUT_DIR": str(folder / name)})
         (folder / f"{name}.yaml").write_text(text)
+    part = {"backbone.fpn_lateral3.weight": torch.zeros(64, 64, 1, 1)}
+    torch.save({"model": part}, folder / "part.pth")
     return folder
 
 
@@ -115,6 +118,12 @@ def trained(workplace):
         "full, student's config": [*student, "--eval-only", *full],
         "full, a config whose teacher is not there": [*frozen, "--eval-only", *full],
         "unknown key": [*config, "SOLVER.BASE_LRR", "1"],
+        "wrong weights": [*config, "--eval-only", "MODEL.WEIGHTS", str(workplace / "part.pth")],
+        "no weights": [*config, "--eval-only"],
+        "nothing to resume": [*config, "--eval-only", "--resume", "OUTPUT_DIR", "empty"],
+        "no config": ["--num-gpus", "0"],
+        "wrong classes": [*config, "--eval-only", *full, "MODEL.RETINANET.NUM_CLASSES", "4"],
+        "wrong batch": [*config, "--num-gpus", "3"],
         "missing weights": [*config, "--eval-only", "MODEL.WEIGHTS", "nowhere.pth"],
         "missing teacher": frozen,
         "unknown data": [*config, "DATASETS.TRAIN", "('few_trian',)"],
@@ -166,9 +175,15 @@ def test_it_says_when_there_is_no_teacher_to_evaluate(trained):
     "command, words",
     [
         ("unknown key", "Error: Unknown config key SOLVER.BASE_LRR: did you mean SOLVER.BASE_LR"),
+        ("wrong weights", "fills 1 of 102 parameters of the model, and the others would stay"),
+        ("no weights", "There is nothing to evaluate"),
+        ("nothing to resume", "there is no checkpoint in 'empty'"),
+        ("no config", "DATASETS.TRAIN is empty"),
+        ("wrong classes", "has 6 classes but MODEL.RETINANET.NUM_CLASSES is 4"),
+        ("wrong batch", "which 3 processes cannot share equally"),
         ("missing weights", "Error: Weights 'nowhere.pth' not found"),
         ("missing teacher", "gone.yaml"),
-        ("unknown data", "few_train"),
+        ("unknown data", "few_trian"),
         ("missing config", "lgd.yaml"),
     ],
 )

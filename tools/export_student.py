@@ -11,7 +11,7 @@ import argparse
 
 import kd_d2  # noqa: F401  (registers what the config may name)
 from kd_d2.checkpoint import local_weights_path, read_checkpoint
-from kd_d2.engine import export_student, load_config, user_errors
+from kd_d2.engine import check_student_state, export_student, load_config, user_errors
 
 
 def main():
@@ -23,6 +23,7 @@ def main():
     with user_errors():
         state = read_checkpoint(local_weights_path(args.weights))["model"]
         cfg = load_config(args.config_file)
+        check_student_state(state, cfg)
         for path in export_student(state, cfg, args.output):
             print(path)
 

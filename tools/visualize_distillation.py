@@ -45,6 +45,8 @@ def load(args: argparse.Namespace):
     Raises:
         ValueError: for a plain detector.
     """
+    if args.images < 1:
+        raise ValueError(f"--images is {args.images}; it must be at least 1.")
     cfg = load_config(args.config_file, args.opts)
     if not is_distiller(cfg) or not cfg.MODEL.KD.ENABLED:
         raise ValueError(

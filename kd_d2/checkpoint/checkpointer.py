@@ -116,6 +116,22 @@ class KDCheckpointer(DetectionCheckpointer):
             return extra
         return self.load(path, checkpointables=[])
 
+    def require_whole(self, part: str) -> None:
+        """
+        Args:
+            part: a key of ``loaded_parts``.
+
+        Raises:
+            CheckpointError: the last load left parameters of this part at random.
+        """
+        filled, total = self.loaded_parts[part]
+        if filled < total:
+            raise CheckpointError(
+                f"'{self._source}' fills {filled} of {total} parameters of the {part}, and the "
+                "others would stay random: give the config of these weights, or weights of this "
+                "config."
+            )
+
     def _resume_candidates(self) -> list[str]:
         """Checkpoints of this run: the tagged one first, then the others from new to old."""
         if not self.save_dir or not self.path_manager.isdir(self.save_dir):

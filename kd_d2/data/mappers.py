@@ -9,6 +9,7 @@ from detectron2.data.detection_utils import SizeMismatchError, read_image
 
 __all__ = [
     "AnnotatedTestMapper",
+    "ImageError",
     "RobustDatasetMapper",
     "UnusableImage",
     "build_annotated_test_mapper",
@@ -46,7 +47,11 @@ def build_annotated_test_mapper(cfg: CfgNode) -> AnnotatedTestMapper:
     return AnnotatedTestMapper(cfg)
 
 
-class UnusableImage(ValueError):
+class ImageError(ValueError):
+    """An image file that cannot be used; the message names it."""
+
+
+class UnusableImage(ImageError):
     """This image is bad, and the loader is to take another one."""
 
 
@@ -61,7 +66,7 @@ class RobustDatasetMapper:
         max_bad_files: with "skip", how many different bad files each data-loading process bears.
 
     Raises:
-        ValueError: an image is missing, unreadable or of another size than its labels say, and it
+        ImageError: an image is missing, unreadable or of another size than its labels say, and it
             may not be skipped: `on_error` is "raise", or the limit is passed.
         UnusableImage: the same, and it may be skipped.
     """
@@ -89,7 +94,7 @@ class RobustDatasetMapper:
             if fault is None:
                 raise
             if self.on_error == "raise":
-                raise ValueError(
+                raise ImageError(
                     f"{fault}; repair the file or take it out of the annotations."
                 ) from error
             self._count(dataset_dict["file_name"], fault)
@@ -100,7 +105,7 @@ class RobustDatasetMapper:
             self.bad_files.add(file_name)
             logger.warning(f"{fault}; another image takes its place.")
         if len(self.bad_files) > self.max_bad_files:
-            raise ValueError(
+            raise ImageError(
                 f"{len(self.bad_files)} images cannot be used, more than the limit of "
                 f"{self.max_bad_files}; the last one: {fault}."
             )

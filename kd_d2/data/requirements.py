@@ -22,12 +22,18 @@ def check_datasets(cfg: CfgNode, keys: Iterable[str] = ("TRAIN", "TEST")) -> Non
 
     Args:
         cfg: a finished config.
-        keys: which of cfg.DATASETS.* are needed: ("TEST",) where nothing is trained.
+        keys: which of cfg.DATASETS.* are needed, the one that must not be empty first: ("TEST",)
+            where nothing is trained.
 
     Raises:
-        ValueError: a name is not registered.
+        ValueError: there is none, or a name is not registered.
         FileNotFoundError: annotations or images of a COCO-style data set are not where they belong.
     """
+    for key in list(keys)[:1]:  # a training without a test set is fine
+        if not cfg.DATASETS[key]:
+            raise ValueError(
+                f"DATASETS.{key} is empty: give a config that names its data sets (--config-file)."
+            )
     needed = {name: key for key in keys for name in cfg.DATASETS[key]}
     for name, key in needed.items():
         if name not in DatasetCatalog:

@@ -23,7 +23,15 @@ from PIL import Image
 from .shapes_outlines import polygon_area
 from .shapes_render import CLASSES, SceneObject, render_scene
 
-__all__ = ["IMAGE_SIDE", "SEED", "SPLITS", "VERSION", "ensure_split", "split_folder"]
+__all__ = [
+    "IMAGE_SIDE",
+    "DataSetError",
+    "SEED",
+    "SPLITS",
+    "VERSION",
+    "ensure_split",
+    "split_folder",
+]
 
 VERSION = 1  # raise it whenever a pixel or a number of the data set changes
 SEED = 0
@@ -36,6 +44,10 @@ _ZLIB_RLE = 3
 _IDS_PER_SPLIT = 1_000_000  # image ids stay unique when splits are put together
 
 logger = logging.getLogger(__name__)
+
+
+class DataSetError(ValueError):
+    """The built-in data cannot be written, or is damaged."""
 
 
 def split_folder(root: str | os.PathLike, split: str, prefix: str = "shapes") -> Path:
@@ -60,7 +72,7 @@ def ensure_split(
         the split's folder.
 
     Raises:
-        RuntimeError: what is there is incomplete or changed, or nothing can be written there.
+        DataSetError: what is there is incomplete or changed, or nothing can be written there.
     """
     num_images = SPLITS[split] if num_images is None else num_images
     folder = split_folder(root, split, prefix)
@@ -74,7 +86,7 @@ def ensure_split(
                 if not folder.exists():
                     _generate(folder, split, num_images)
         except OSError as error:
-            raise RuntimeError(
+            raise DataSetError(
                 f"The built-in data set cannot be written to {folder} ({error}): make room "
                 "or give write access, or set DETECTRON2_DATASETS to another one."
             ) from error
@@ -143,7 +155,7 @@ def _draw_all(folder: Path, split: str, num_images: int) -> list[list[dict]]:
         for helper in helpers:
             helper.join()
             if helper.exitcode:
-                raise RuntimeError(
+                raise DataSetError(
                     f"A process that drew images for {folder.parent} ended with exit code "
                     f"{helper.exitcode}; it says why above."
                 )
@@ -259,7 +271,7 @@ def _check(folder: Path, split: str, num_images: int) -> None:
         if not wrong:
             return
         reason = "; ".join(wrong)
-    raise RuntimeError(
+    raise DataSetError(
         f"The built-in data set in {folder} is incomplete or was changed ({reason}): delete that "
         "folder and it is generated again."
     )

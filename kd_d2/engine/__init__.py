@@ -2,8 +2,8 @@
 
 from .defaults import choose_device, load_config, user_errors
 from .evaluation_models import TeacherInference, unwrap_model
-from .export import export_student
-from .launch import LaunchError, launch
+from .export import check_student_state, export_student
+from .launch import LaunchError, check_batch, launch
 from .lr_schedule import build_lr_scheduler
 from .optimizer import JointOptimizer, build_optimizer
 from .phases_hook import FreezeBackbonePhase
@@ -19,6 +19,8 @@ __all__ = [
     "TrainLoop",
     "build_lr_scheduler",
     "build_optimizer",
+    "check_batch",
+    "check_student_state",
     "choose_device",
     "export_student",
     "launch",

@@ -18,7 +18,7 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from kd_d2.data.mappers import UnusableImage
+from kd_d2.data.mappers import ImageError, UnusableImage
 
 from .seeding import seed_from, seeded
 
@@ -47,13 +47,13 @@ class SeededItems(Dataset):
         from the mapper would let Detectron2 choose, which fails since Python 3.11.)
 
         Raises:
-            ValueError: no image of the data set can be used.
+            ImageError: no image of the data set can be used.
         """
         index, position = key
         for step in range(len(self)):
             with seeded(seed_from(self.seed, position)), contextlib.suppress(UnusableImage):
                 return self.items[(index + step) % len(self)]
-        raise ValueError(f"None of the {len(self)} images of the training set can be read.")
+        raise ImageError(f"None of the {len(self)} images of the training set can be read.")
 
 
 class BatchOrder(Sampler[list[tuple[int, int]]]):

@@ -1,7 +1,6 @@
 """What a command line needs before training: the config from file and overrides, the device,
 and mistakes told in one sentence."""
 
-import difflib
 import logging
 import os
 import sys
@@ -12,12 +11,12 @@ from functools import reduce
 from operator import getitem
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 
 from kd_d2.config import get_kd_cfg
+from kd_d2.config_files import flat_keys, merge_config_file, unknown_key
+from kd_d2.registry import UnknownNameError
 
 __all__ = ["choose_device", "load_config", "user_errors"]
 
@@ -40,43 +39,16 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
         ValueError: a key is unknown (the nearest ones are named) or a value has the wrong type.
     """
     cfg = get_kd_cfg()
-    known = list(_flat_keys(cfg))
+    known = list(flat_keys(cfg))
     free = [key for key in known if _node(cfg, key)[key.rsplit(".", 1)[-1]] is None]
     if config_file:
-        _merge_file(cfg, config_file, known)
+        merge_config_file(cfg, config_file)
     _merge_overrides(cfg, overrides or [], known, free)
     weights = os.path.join(os.path.dirname(config_file), os.path.basename(cfg.MODEL.WEIGHTS))
     moved = cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS
     if moved and not os.path.isfile(cfg.MODEL.WEIGHTS) and os.path.isfile(weights):
         cfg.MODEL.WEIGHTS = weights
     return cfg
-
-
-def _merge_file(cfg: CfgNode, config_file: str, known: list[str]) -> None:
-    if not PathManager.isfile(config_file):
-        raise FileNotFoundError(f"Config file '{config_file}' does not exist.{_near(config_file)}")
-    try:
-        cfg.merge_from_file(config_file, allow_unsafe=False)
-    except yaml.constructor.ConstructorError as error:
-        raise ValueError(
-            f"Config file '{config_file}' (or a base of it) has a Python tag, which is not read "
-            f"because it runs code ({error.problem}): write the numbers themselves."
-        ) from error
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"Config file '{config_file}' is no valid YAML: {' '.join(str(error).split())}"
-        ) from error
-    except KeyError as error:
-        key = str(error.args[0]).rsplit(" ", 1)[-1]
-        raise ValueError(f"{_unknown(key, known)[:-1]} (in '{config_file}').") from error
-
-
-def _near(path: str) -> str:
-    folder, name = os.path.split(path)
-    if not os.path.isdir(folder or "."):
-        return ""
-    near = difflib.get_close_matches(name, os.listdir(folder or "."), n=1)
-    return f" Did you mean '{os.path.join(folder, near[0])}'?" if near else ""
 
 
 def _merge_overrides(cfg: CfgNode, overrides: list[str], known: list[str], free: list[str]) -> None:
@@ -86,7 +58,7 @@ def _merge_overrides(cfg: CfgNode, overrides: list[str], known: list[str], free:
         if "=" in argument:
             raise ValueError(f"Overrides are 'KEY VALUE' with a space: not '{argument}'.")
         if argument not in known:
-            raise ValueError(_unknown(argument, known))
+            raise ValueError(unknown_key(argument, known))
     if len(overrides) % 2:
         raise ValueError(f"Overrides are pairs 'KEY VALUE', but {overrides[-1]} has no value.")
     for key in set(overrides[::2]).intersection(free):
@@ -99,25 +71,6 @@ def _merge_overrides(cfg: CfgNode, overrides: list[str], known: list[str], free:
 def _node(cfg: CfgNode, key: str) -> CfgNode:
     """The node that holds a dotted key."""
     return reduce(getitem, key.split(".")[:-1], cfg)
-
-
-def _flat_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _flat_keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
-
-
-def _unknown(key: str, known: list[str]) -> str:
-    # the right key below the wrong node is the commonest slip
-    last = key.rsplit(".", 1)[-1].upper()
-    elsewhere = [k for k in known if k.rsplit(".", 1)[-1] == last]
-    near = difflib.get_close_matches(key.upper(), elsewhere, n=3, cutoff=0.0)
-    near += difflib.get_close_matches(key.upper(), known, n=3, cutoff=0.6)
-    near = list(dict.fromkeys(near))
-    hint = f": did you mean {' or '.join(near[:3])}?" if near else "."
-    return f"Unknown config key {key}{hint}"
 
 
 def choose_device(cfg: CfgNode, num_gpus: int) -> None:
@@ -133,7 +86,7 @@ def choose_device(cfg: CfgNode, num_gpus: int) -> None:
     cfg.MODEL.DEVICE = "cpu"
 
 
-USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, KeyError)
+USER_ERRORS = (ValueError, OSError, UnknownNameError)
 
 
 @contextmanager
@@ -152,9 +105,16 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     except kinds as error:
         if os.environ.get("KD_D2_DEBUG", "") not in ("", "0"):
             raise
-        if not comm.is_main_process():
+        if not _is_main_process():
             # Rank 0 most likely has the same to say, and ends all when it has said it
             time.sleep(2)
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        text = str(error)
+        if "Original Traceback" in text:  # of a data-loading process; its error stands at the end
+            text = text.strip().splitlines()[-1].partition(": ")[2]
         print(f"Error: {text} (KD_D2_DEBUG=1 shows where.)", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def _is_main_process() -> bool:
+    """Whether this is rank 0, also before torchrun's processes have found together."""
+    return comm.get_rank() == 0 and os.environ.get("RANK", "0") == "0"

@@ -15,6 +15,7 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
     ROI_KEYPOINT_HEAD_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
+    build_model,
 )
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from detectron2.utils.file_io import PathManager
@@ -23,7 +24,7 @@ from torch import nn
 from kd_d2.checkpoint import atomic_write, student_state
 from kd_d2.student_config import student_config
 
-__all__ = ["export_student", "is_stock_student", "student_yaml"]
+__all__ = ["check_student_state", "export_student", "is_stock_student", "student_yaml"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,29 @@ def export_student(
         f.write(student_yaml(cfg, weights))
     logger.info("Exported the student to %s and %s", weights, config)
     return weights, config
+
+
+def check_student_state(state: Mapping[str, torch.Tensor], cfg: CfgNode) -> None:
+    """Check that weights are those of a config's whole student.
+
+    Args:
+        state: of a distiller or a plain detector.
+        cfg: of the same.
+
+    Raises:
+        ValueError: a weight is missing or has another shape.
+    """
+    student = student_config(cfg).clone()
+    student.defrost()
+    student.MODEL.DEVICE = "cpu"
+    own = build_model(student).state_dict()
+    given = {name: value.shape for name, value in student_state(state).items()}
+    wrong = [name for name, value in own.items() if given.get(name) != value.shape]
+    if wrong:
+        raise ValueError(
+            f"These are not the weights of this config: {len(wrong)} of the student's {len(own)} "
+            f"are missing or have another shape ({', '.join(wrong[:3])}, ...)."
+        )
 
 
 def student_yaml(cfg: CfgNode, weights: str) -> str:

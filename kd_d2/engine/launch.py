@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,10 +10,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from detectron2.config import CfgNode
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 
-__all__ = ["LaunchError", "launch", "started_by_torchrun"]
+__all__ = ["LaunchError", "check_batch", "launch", "started_by_torchrun"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +49,12 @@ def launch(
     A process that ends by ``sys.exit(code)`` ends the run with this code.
 
     Raises:
-        LaunchError: more GPUs are asked for than there are.
+        LaunchError: more GPUs are asked for than there are, or the address is none.
     """
     if started_by_torchrun():
         _join_torchrun(main, args)
         return
+    _check_url(dist_url, num_machines)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus and num_gpus > gpus:
         raise LaunchError(f"--num-gpus is {num_gpus}, but this machine has {gpus}.")
@@ -66,6 +69,38 @@ def launch(
             _launch_on_cpu(main, per_machine, num_machines, machine_rank, dist_url, args)
     except mp.ProcessExitedException as error:
         sys.exit(error.exit_code)
+
+
+def _check_url(dist_url: str | None, num_machines: int) -> None:
+    if dist_url is None or dist_url == "auto":
+        if num_machines > 1:
+            raise LaunchError(
+                "--dist-url must be given in runs over several machines: tcp://HOST:PORT of the "
+                "first one, the same on all."
+            )
+        return
+    if not re.fullmatch(r"tcp://[^:/]+:\d+|tcp://\[[^\]]+\]:\d+|file:///.+|env://", dist_url):
+        raise LaunchError(
+            f"--dist-url is '{dist_url}'; it must be 'auto', tcp://HOST:PORT or file:///PATH."
+        )
+
+
+def check_batch(cfg: CfgNode, num_gpus: int, num_machines: int) -> None:
+    """
+    Raises:
+        ValueError: the processes of the run cannot share the batch equally.
+    """
+    processes = max(num_gpus, 1) * num_machines
+    if started_by_torchrun():
+        processes = int(os.environ["WORLD_SIZE"])
+    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference:  # then the batch is scaled with the number of processes
+        processes = reference
+    if batch < 1 or batch % processes:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {batch}, which {processes} processes cannot share equally: "
+            "make it a multiple of their number."
+        )
 
 
 def _join_torchrun(main: Callable, args: tuple) -> None:
@@ -89,8 +124,6 @@ def _local_world_size() -> int:
 
 def _launch_on_cpu(main, per_machine, num_machines, machine_rank, dist_url, args) -> None:
     if dist_url is None or dist_url == "auto":
-        if num_machines > 1:
-            raise LaunchError("--dist-url must be given in runs over several machines.")
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
     # "spawn", since a fork copies the locks of OpenMP threads that do not exist in the child
     mp.start_processes(

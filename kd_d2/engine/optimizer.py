@@ -13,7 +13,13 @@ from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["JointOptimizer", "build_optimizer", "clip_gradients", "teacher_solver"]
+__all__ = [
+    "JointOptimizer",
+    "build_optimizer",
+    "check_optimizer_state",
+    "clip_gradients",
+    "teacher_solver",
+]
 
 
 def teacher_solver(cfg: CfgNode) -> CfgNode:
@@ -144,6 +150,34 @@ def clip_gradients(node: CfgNode) -> Callable[[Iterable[nn.Parameter]], None]:
             clipper(with_gradient)
 
     return clip
+
+
+def check_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Check that an optimiser's state in a checkpoint is that of a run like this one.
+
+    Args:
+        optimizer: of this run.
+        state: the ``state_dict()`` of the run that wrote the checkpoint.
+
+    Raises:
+        ValueError: other parts, another kind of optimiser, or other parameters.
+    """
+    was, now = _describe(state), _describe(optimizer.state_dict())
+    if was != now:
+        raise ValueError(
+            f"The checkpoint was written by a run that trains {was}, and this run trains {now}: "
+            "resume with the config that the run began with, or choose another OUTPUT_DIR."
+        )
+
+
+def _describe(state: dict[str, Any]) -> str:
+    parts = state if "param_groups" not in state else {"one model": state}
+    texts = []
+    for name, part in parts.items():
+        groups = part["param_groups"]
+        kind = "AdamW" if "betas" in groups[0] else "SGD"
+        texts.append(f"{name} ({sum(len(g['params']) for g in groups)} parameters, {kind})")
+    return " and ".join(texts)
 
 
 class JointOptimizer(Optimizer):

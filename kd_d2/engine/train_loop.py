@@ -12,6 +12,8 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
+from .optimizer import check_optimizer_state
+
 __all__ = ["TrainLoop", "amp_dtype"]
 
 logger = logging.getLogger(__name__)
@@ -111,6 +113,7 @@ class TrainLoop(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
+        check_optimizer_state(self.optimizer, state_dict["optimizer"])
         super().load_state_dict(state_dict)
         # A run may be resumed in another precision; then the scaler starts with its defaults.
         if self.grad_scaler is not None and "grad_scaler" in state_dict:

@@ -14,6 +14,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
+from kd_d2.registry import UnknownNameError
 
 
 class DetectorStages:
@@ -149,6 +150,10 @@ class DetectorStages:
         return view
 
 
+class UnknownFamilyError(ValueError):
+    """A detector whose stages nobody has registered."""
+
+
 _STAGES: dict[type, type[DetectorStages]] = {}
 
 
@@ -166,13 +171,13 @@ def build_stages(detector: nn.Module) -> DetectorStages:
     """Stages of the nearest registered ancestor of the detector's class.
 
     Raises:
-        TypeError: for a family that nobody registered; says which are known and how to add one.
+        UnknownFamilyError: nobody registered the family; says which are known and how to add one.
     """
     for ancestor in type(detector).__mro__:
         if ancestor in _STAGES:
             return _STAGES[ancestor](detector)
     known = ", ".join(sorted(c.__name__ for c in _STAGES))
-    raise TypeError(
+    raise UnknownFamilyError(
         f"{type(detector).__name__} belongs to no known detector family ({known}): subclass "
         "kd_d2.modeling.DetectorStages and decorate it with "
         f"@register_stages({type(detector).__name__})."
@@ -220,7 +225,7 @@ def captured_taps(detector: nn.Module, names: Iterable[str]) -> Iterator[dict[st
     """While open, collects the outputs of the named submodules, one entry a call.
 
     Raises:
-        KeyError: for a name that the detector does not have; names the nearest.
+        UnknownNameError: for a name that the detector does not have; names the nearest.
     """
     taps: dict[str, list] = {name: [] for name in names}
     handles = []
@@ -230,7 +235,7 @@ def captured_taps(detector: nn.Module, names: Iterable[str]) -> Iterator[dict[st
         for name, outputs in taps.items():
             if name not in modules:
                 near = difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
-                raise KeyError(
+                raise UnknownNameError(
                     f"{type(detector).__name__} has no submodule {name!r} to tap; "
                     f"the nearest are {', '.join(near)}."
                 )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.detection_utils import read_image
@@ -20,14 +21,23 @@ def load_trained(
     """Builds the config's model in eval mode and fills it.
 
     Args:
-        weights: a full distillation checkpoint, an exported student, or a stock checkpoint.
+        weights: of all that the config trains: a distiller's full checkpoint, say.
+
+    Raises:
+        CheckpointError: a part of the model would stay random.
+        ValueError: there is no such device.
     """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device is {device}, and torch finds no GPU: use cpu.")
     cfg = load_config(str(config_file), list(overrides))
     cfg.MODEL.DEVICE = device
     cfg.MODEL.WEIGHTS = str(weights)
     cfg.freeze()
     model = build_model(cfg).eval()
-    KDCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    checkpointer = KDCheckpointer(model)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    for part in checkpointer.loaded_parts:
+        checkpointer.require_whole(part)
     return cfg, model
 
 

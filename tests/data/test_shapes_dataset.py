@@ -185,13 +185,13 @@ def test_a_damaged_folder_is_refused(train, tmp_path, damage):
         (folder / "annotations.json").write_text("{}")
     elif damage == "manifest":
         (folder / "manifest.json").unlink()
-    with pytest.raises(RuntimeError, match="incomplete or was changed .*delete that folder"):
+    with pytest.raises(ValueError, match="incomplete or was changed .*delete that folder"):
         ensure_split(tmp_path, "train", num_images=41 if damage == "size" else 40)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RuntimeError, match="cannot be written.*DETECTRON2_DATASETS"):
+    with pytest.raises(ValueError, match="cannot be written.*DETECTRON2_DATASETS"):
         ensure_split(tmp_path / "file", "train", num_images=2)
 
 

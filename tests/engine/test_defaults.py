@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kd_d2.engine import choose_device, load_config, user_errors
+from kd_d2.registry import UnknownNameError
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_device(tiny_cfg, monkeypatch, caplog):
 
 def test_mistakes_end_with_one_sentence(capsys, monkeypatch):
     monkeypatch.delenv("KD_D2_DEBUG", raising=False)
-    for error in (ValueError("wrong"), KeyError("wrong"), FileNotFoundError("wrong")):
+    for error in (ValueError("wrong"), UnknownNameError("wrong"), NotADirectoryError("wrong")):
         with pytest.raises(SystemExit) as exit_, user_errors():
             raise error
         assert exit_.value.code == 2

@@ -10,7 +10,7 @@ import torch
 import yaml
 from detectron2.config import get_cfg
 
-from kd_d2.engine.export import export_student, is_stock_student
+from kd_d2.engine.export import check_student_state, export_student, is_stock_student
 
 STOCK = """
 import sys, torch
@@ -141,3 +141,15 @@ def test_command_line(lgd_cfg, build, tmp_path, monkeypatch, capsys):
     ]
     state = torch.load(out / "model_student.pth", weights_only=True)["model"]
     assert set(state) == set(model.student.state_dict())
+
+
+@pytest.mark.parametrize("other", ["FCOS", "backbone"])
+def test_weights_of_another_model_are_not_exported(other, lgd_cfg, tiny_cfg, build):
+    cfg = lgd_cfg()
+    check_student_state(build(cfg).state_dict(), cfg)
+    if other == "FCOS":
+        state = build(tiny_cfg("FCOS")).state_dict()
+    else:
+        state = {k: v for k, v in build(tiny_cfg()).state_dict().items() if "backbone" in k}
+    with pytest.raises(ValueError, match="not the weights of this config.*head"):
+        check_student_state(state, cfg)

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from kd_d2.engine.optimizer import JointOptimizer, build_optimizer, clip_gradients, teacher_solver
+from kd_d2.engine.optimizer import (
+    JointOptimizer,
+    build_optimizer,
+    check_optimizer_state,
+    clip_gradients,
+    teacher_solver,
+)
 
 
 class Distiller(nn.Module):
@@ -235,3 +241,30 @@ def test_joint_groups_are_the_parts_groups(cfg):
     for group in optimizer.param_groups:
         group["lr"] = 7.0
     assert all(g["lr"] == 7.0 for part in optimizer.parts.values() for g in part.param_groups)
+
+
+def test_the_state_of_another_run_is_refused_in_one_sentence(cfg):
+    joint, plain = build_optimizer(cfg, Distiller()), build_optimizer(cfg, Distiller(False))
+    check_optimizer_state(joint, joint.state_dict())
+    check_optimizer_state(plain, plain.state_dict())
+    message = r"trains one model \(8 parameters, SGD\), and this run trains student .* and teacher"
+    with pytest.raises(ValueError, match=message):
+        check_optimizer_state(joint, plain.state_dict())
+    with pytest.raises(ValueError, match="resume with the config that the run began with"):
+        check_optimizer_state(plain, joint.state_dict())
+    cfg.SOLVER.OPTIMIZER = "AdamW"
+    with pytest.raises(ValueError, match=r"8 parameters, SGD.*8 parameters, AdamW"):
+        check_optimizer_state(build_optimizer(cfg, Distiller(False)), plain.state_dict())
+
+
+def test_sgd_takes_parameters_whose_gradient_comes_late(cfg):
+    model = Distiller(trainable_teacher=False)
+    optimizer = build_optimizer(cfg, model)
+    x = torch.randn(2, 3)
+    for frozen in (True, False):
+        model.student[0].requires_grad_(not frozen)
+        optimizer.zero_grad()
+        model(x).backward()
+        before = model.student[0].weight.clone()
+        optimizer.step()
+    assert not torch.equal(before, model.student[0].weight)

@@ -102,7 +102,8 @@ def test_student_batch_norms_do_not_differ_with_a_teacher(pkd_cfg, build, random
     plain.load_state_dict(with_teacher.state_dict())
     losses, own = with_teacher(batch), plain(batch)
     assert {*losses} - {*own} == {"loss_pkd"}
-    assert all(torch.equal(losses[k], own[k]) for k in own)
+    for name, loss in own.items():  # RetinaNet's box tower rounds in another order
+        torch.testing.assert_close(losses[name], loss, rtol=1e-5, atol=1e-6)
 
 
 def test_partial_weights_are_refused_unless_allowed(pkd_cfg, build):

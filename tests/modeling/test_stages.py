@@ -104,7 +104,9 @@ def test_requests_unite():
 
 
 def test_unknown_family_says_what_to_do():
-    with pytest.raises(TypeError, match=r"Linear belongs to no known detector family.*register_st"):
+    with pytest.raises(
+        ValueError, match=r"Linear belongs to no known detector family.*register_st"
+    ):
         build_stages(nn.Linear(1, 1))
 
 
