@@ -12,9 +12,11 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from kd_d2.modeling.sparse_tower import (
+    SparsePlan,
     cells_with_objects,
     is_plain_conv,
     is_sparse_tower,
+    plan_sparse_tower,
     run_sparse_tower,
 )
 from kd_d2.modeling.stages import DetectorStages, register_stages, substituted
@@ -36,6 +38,7 @@ class DenseStages(DetectorStages):
             f: shapes[f] for f in detector.head_in_features
         }
         self.num_classes: int = detector.num_classes
+        self._last_plan: tuple[Any, SparsePlan | None] = None, None
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
         return self.detector.preprocess_image(batched_inputs)
@@ -58,20 +61,30 @@ class DenseStages(DetectorStages):
     @contextlib.contextmanager
     def _box_tower_of_positives(self, levels: list[Tensor], assignment: Any):
         """While open, the head's box tower returns what the positive anchors need."""
-        outputs, head = None, self.detector.head
-        if self.skips_unused_cells():
-            sizes = [tuple(x.shape[-2:]) for x in levels]
-            needed = cells_with_objects(assignment[0], self.num_classes, sizes)
-            outputs = run_sparse_tower(head.bbox_subnet, levels, needed)
-        if outputs is None:
+        head = self.detector.head
+        plan = self._plan(levels, assignment) if self.skips_unused_cells() else None
+        if plan is None:
             yield
             return
-        calls = iter(outputs)  # the head calls its tower once a level, in order
-        head.__dict__["bbox_subnet"] = lambda x: next(calls)
+        # the head calls its tower once a level, in order
+        outputs = iter(run_sparse_tower(head.bbox_subnet, levels, plan))
+        head.__dict__["bbox_subnet"] = lambda x: next(outputs)
         try:
             yield
         finally:
             del head.__dict__["bbox_subnet"]
+
+    def _plan(self, levels: list[Tensor], assignment: Any) -> SparsePlan | None:
+        # the same for all passes with one assignment, and to find it makes the host wait for a GPU
+        planned_for, plan = self._last_plan
+        if planned_for is not assignment:
+            sizes = [tuple(x.shape[-2:]) for x in levels]
+            needed = cells_with_objects(assignment[0], self.num_classes, sizes)
+            tower = self.detector.head.bbox_subnet
+            num_convs = sum(isinstance(layer, nn.Conv2d) for layer in tower)
+            plan = plan_sparse_tower(num_convs, needed)
+            self._last_plan = assignment, plan
+        return plan
 
     def assign(self, images, features, predictions, gt: list[Instances]) -> Any:
         if not hasattr(self.detector, "label_anchors"):

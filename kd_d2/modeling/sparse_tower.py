@@ -10,13 +10,22 @@ cell of zeros, so that a neighbour is a constant number of rows away and zero pa
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["cells_with_objects", "is_plain_conv", "is_sparse_tower", "run_sparse_tower"]
+__all__ = [
+    "SparsePlan",
+    "cells_with_objects",
+    "is_plain_conv",
+    "is_sparse_tower",
+    "plan_sparse_tower",
+    "run_sparse_tower",
+]
 
 # Gathering costs about as much as multiplying once half of the cells are wanted.
 _DENSE_SHARE = 0.5
@@ -73,55 +82,76 @@ def cells_with_objects(
     ]
 
 
+@dataclass(frozen=True)
+class SparsePlan:
+    """Which cells each convolution of a tower reads and writes; good for any features of its size.
+
+    Attributes:
+        sizes: (h, w) of each level.
+        num_cells: P.
+        first, last: (n,) the cells that the first convolution reads, and that the last one writes.
+        steps: of each convolution, its neighbours forward and backward, see `_GatheredConv`.
+    """
+
+    sizes: list[tuple[int, int]]
+    num_cells: int
+    first: Tensor
+    last: Tensor
+    steps: list[tuple[Tensor, Tensor]]
+
+
+def plan_sparse_tower(num_convs: int, needed: Sequence[Tensor]) -> SparsePlan | None:
+    """What a tower has to compute.
+
+    Args:
+        num_convs: number of its convolutions.
+        needed: bool (N, h, w) of each level, the cells in which its output is read.
+
+    Returns:
+        None where so many cells are needed that the dense tower is the cheaper one.
+    """
+    sizes = [tuple(x.shape[-2:]) for x in needed]
+    inside = _bordered([torch.ones_like(x) for x in needed])
+    around = _around(len(needed[0]), sizes, inside.device)
+    masks = [_bordered(needed)]  # what the tower returns; before it, what each layer reads
+    for _ in range(num_convs):
+        masks.insert(0, masks[0][around].any(1) & inside)
+    stacked = torch.stack(masks)
+    counts = stacked.sum(1).tolist()
+    if sum(counts[1:]) > _DENSE_SHARE * num_convs * sum(x.numel() for x in needed):
+        return None
+    cells = stacked.nonzero()[:, 1].split(counts)
+    steps = [
+        (_rows_around(after, before, around), _rows_around(before, after, around))
+        for before, after in pairwise(cells)
+    ]
+    return SparsePlan(sizes, len(inside), cells[0], cells[-1], steps)
+
+
 def run_sparse_tower(
-    tower: nn.Sequential, features: Sequence[Tensor], needed: Sequence[Tensor]
-) -> list[Tensor] | None:
+    tower: nn.Sequential, features: Sequence[Tensor], plan: SparsePlan
+) -> list[Tensor]:
     """``[tower(x) for x in features]`` in the cells that are needed, zero in all others.
 
     Args:
         tower: see :func:`is_sparse_tower`.
         features: (N, C, h, w) of each level.
-        needed: bool (N, h, w) of each level.
 
     Returns:
-        (N, C', h, w) of each level; None where so many cells are needed that the dense tower is
-        the cheaper one.
+        (N, C', h, w) of each level.
     """
-    sizes = [x.shape[-2:] for x in features]
-    num_images, device = len(features[0]), features[0].device
-    reach = _neighbours(num_images, sizes, device)
-    inside = _bordered([torch.ones_like(x) for x in needed])
-    convs = [layer for layer in tower if isinstance(layer, nn.Conv2d)]
-
-    cells = [
-        _bordered(needed).nonzero()[:, 0]
-    ]  # what the tower returns, then what each layer reads
-    for _ in convs:
-        read = torch.zeros_like(inside)
-        read[_around(cells[0], reach)] = True
-        cells.insert(0, (read & inside).nonzero()[:, 0])
-    if sum(map(len, cells[1:])) > _DENSE_SHARE * len(convs) * sum(x.numel() for x in needed):
-        return None
-
     rows = torch.cat([F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).flatten(0, 2) for x in features])
-    rows = rows.index_select(0, cells[0])
-    steps = zip(cells, cells[1:], strict=False)
+    rows = rows.index_select(0, plan.first)
+    steps = iter(plan.steps)
     for layer in tower:
-        if isinstance(layer, nn.Conv2d):
-            before, after = next(steps)
-            rows = _gathered_conv(
-                rows,
-                layer,
-                _rows_around(after, before, len(inside), reach),
-                _rows_around(before, after, len(inside), reach),
-            )
-        else:
-            rows = layer(rows)
-    full = rows.new_zeros(len(inside), rows.shape[1]).index_copy(0, cells[-1], rows)
-    parts = full.split([num_images * (h + 2) * (w + 2) for h, w in sizes])
+        is_conv = isinstance(layer, nn.Conv2d)
+        rows = _gathered_conv(rows, layer, *next(steps)) if is_conv else layer(rows)
+    full = rows.new_zeros(plan.num_cells, rows.shape[1]).index_copy(0, plan.last, rows)
+    images = len(features[0])
+    parts = full.split([images * (h + 2) * (w + 2) for h, w in plan.sizes])
     return [
-        part.view(num_images, h + 2, w + 2, -1)[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
-        for part, (h, w) in zip(parts, sizes, strict=True)
+        part.view(images, h + 2, w + 2, -1)[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
+        for part, (h, w) in zip(parts, plan.sizes, strict=True)
     ]
 
 
@@ -179,31 +209,27 @@ def _gather(rows: Tensor, index: Tensor) -> Tensor:
     return F.pad(rows, (0, 0, 0, 1))[index].flatten(1)
 
 
-def _rows_around(
-    cells: Tensor, among: Tensor, num_cells: int, reach: tuple[Tensor, Tensor]
-) -> Tensor:
-    """(n, 9): where the neighbours of ``cells`` stand in ``among``; len(among) if they do not."""
-    slots = torch.full((num_cells,), len(among), device=cells.device)
-    slots[among] = torch.arange(len(among), device=cells.device)
-    return slots[_around(cells, reach)]
-
-
 def _bordered(maps: Sequence[Tensor]) -> Tensor:
     """Bool (N, h, w) of each level -> (P,)."""
     return torch.cat([F.pad(x, (1, 1, 1, 1)).flatten() for x in maps])
 
 
-def _neighbours(
-    num_images: int, sizes: Sequence[tuple[int, int]], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The length of a bordered line at each of the P cells, and (9, 2) steps down and right."""
-    lines = torch.tensor([w + 2 for _, w in sizes], device=device)
-    areas = torch.tensor([num_images * (h + 2) * (w + 2) for h, w in sizes], device=device)
-    steps = torch.cartesian_prod(*[torch.arange(-1, 2, device=device)] * 2)
-    return lines.repeat_interleave(areas), steps
+def _around(num_images: int, sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """(P, 9): the 3x3 neighbourhood of each cell, in the order of a kernel's weights.
+
+    Those of a border are meaningless, and read by nobody.
+    """
+    areas = [num_images * (h + 2) * (w + 2) for h, w in sizes]
+    lines = torch.cat(
+        [torch.full((n,), w + 2, device=device) for n, (_, w) in zip(areas, sizes, strict=True)]
+    )
+    down, right = torch.cartesian_prod(*[torch.arange(-1, 2, device=device)] * 2).t()
+    cells = torch.arange(len(lines), device=device)
+    return (cells[:, None] + lines[:, None] * down + right).clamp_(0, len(lines) - 1)
 
 
-def _around(cells: Tensor, reach: tuple[Tensor, Tensor]) -> Tensor:
-    """(n,) cells -> (n, 9): each one's 3x3 neighbourhood, in the order of a kernel's weights."""
-    lines, steps = reach
-    return cells[:, None] + lines[cells][:, None] * steps[:, 0] + steps[:, 1]
+def _rows_around(cells: Tensor, among: Tensor, around: Tensor) -> Tensor:
+    """(n, 9): where the neighbours of ``cells`` stand in ``among``; len(among) if they do not."""
+    slots = torch.full((len(around),), len(among), device=cells.device)
+    slots[among] = torch.arange(len(among), device=cells.device)
+    return slots[around[cells]]

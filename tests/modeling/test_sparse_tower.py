@@ -7,7 +7,12 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from torch import nn
 
 from kd_d2.modeling import Stage, ViewRequest, build_stages, dense_stages
-from kd_d2.modeling.sparse_tower import cells_with_objects, is_sparse_tower, run_sparse_tower
+from kd_d2.modeling.sparse_tower import (
+    cells_with_objects,
+    is_sparse_tower,
+    plan_sparse_tower,
+    run_sparse_tower,
+)
 
 
 def tower(num_convs=3, channels=4):
@@ -45,7 +50,7 @@ def some_cells(*chosen):
 def test_equals_the_dense_tower_where_it_is_needed(num_convs, chosen):
     torch.manual_seed(0)
     net, features, needed = tower(num_convs), maps(*SIZES), some_cells(*chosen)
-    outputs = run_sparse_tower(net, features, needed)
+    outputs = run_sparse_tower(net, features, plan_sparse_tower(num_convs, needed))
     weights = [torch.randn_like(x) * n[:, None] for x, n in zip(features, needed, strict=True)]
 
     def gradients(outputs):
@@ -67,12 +72,14 @@ def test_a_single_cell_costs_its_receptive_field_only():
     with torch.no_grad():
         features[0][:, :, :18] = features[0][:, :, 23:] = float("nan")
     # two 3x3 layers reach two cells far: rows 18 to 22
-    assert run_sparse_tower(net, features, needed)[0].isfinite().all()
+    plan = plan_sparse_tower(2, needed)
+    assert run_sparse_tower(net, features, plan)[0].isfinite().all()
+    assert [len(plan.first), len(plan.last)] == [25, 1]
 
 
 def test_left_to_the_dense_tower_where_most_cells_are_needed():
     needed = [torch.ones(2, h, w, dtype=torch.bool) for h, w in SIZES]
-    assert run_sparse_tower(tower(), maps(*SIZES), needed) is None
+    assert plan_sparse_tower(3, needed) is None
 
 
 @pytest.mark.parametrize(
@@ -194,7 +201,7 @@ def test_under_autocast(tiny_cfg):
     torch.manual_seed(0)
     net, features, needed = tower(2), maps(*SIZES), some_cells((0, 0, 5, 5), (1, 1, 3, 3))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = run_sparse_tower(net, features, needed)
+        outputs = run_sparse_tower(net, features, plan_sparse_tower(2, needed))
         dense = [net(x) for x in features]
     for y, expected, n in zip(outputs, dense, needed, strict=True):
         assert y.dtype == expected.dtype == torch.bfloat16
@@ -228,7 +235,7 @@ def test_a_distiller_skips_where_nobody_looks(
     model = build(cfg).train()
     batch = random_batch(sizes=((160, 192), (128, 192)))
     losses = model(batch)
-    assert len(calls) == passes and all(outputs is not None for outputs in calls)
+    assert len(calls) == passes
     model.stages.may_skip_cells = False
     del model.student.loss_normalizer  # RetinaNet's running mean of positives
     for name, loss in model(batch).items():
