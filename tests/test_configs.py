@@ -13,7 +13,10 @@ from detectron2.utils.events import EventStorage
 
 from kd_d2 import get_kd_cfg
 from kd_d2.config_check import check_config
+from kd_d2.modeling import build_stages
+from kd_d2.modeling.distill_heads import build_distill_head
 from kd_d2.student_config import student_config
+from kd_d2.teacher_config import load_teacher_cfg
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
@@ -44,6 +47,7 @@ def load(path, *overrides):
 
 def build_on_meta(cfg):
     """Builds without memory and without initial values: seconds even for X-101."""
+    cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         return build_model(cfg)
@@ -227,16 +231,26 @@ def test_quickstart_takes_a_step(path):
         assert len(model(batch_of(96, 6))) == 2
 
 
-def test_quickstart_pkd_takes_a_step(tmp_path):
+@pytest.mark.parametrize("path", [p for p in QUICKSTART if "pkd" in p])
+def test_quickstart_pkd_takes_a_step(path, tmp_path):
     wide = build_model(load("quickstart/plain_retinanet_wide.yaml", "MODEL.DEVICE", "cpu"))
     torch.save({"model": wide.state_dict()}, tmp_path / "teacher.pth")
-    cfg = load("quickstart/pkd_retinanet.yaml")
+    cfg = load(path)
     cfg.MODEL.KD.TEACHER.CONFIG_FILE = str(CONFIGS / "quickstart/plain_retinanet_wide.yaml")
     cfg.MODEL.KD.TEACHER.WEIGHTS = str(tmp_path / "teacher.pth")
     check_config(cfg)
     model, losses = take_a_step(cfg, batch_of(96, 6))
     assert any("pkd" in name.lower() for name in losses)
     assert num_parameters(wide) > 2 * num_parameters(model.student)
+
+
+@pytest.mark.parametrize("path", PKD)
+def test_pkd_pairs_the_levels_of_student_and_teacher(path):
+    cfg = load(path)
+    student = build_stages(build_on_meta(student_config(cfg).clone()))
+    teacher = build_stages(build_on_meta(load_teacher_cfg(cfg).clone()))
+    head = build_distill_head("PKD", cfg, student.feature_shapes, teacher.feature_shapes)
+    assert len(head.levels) >= 4
 
 
 def test_fcos_x101_takes_a_step():

@@ -16,6 +16,8 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 from torch import nn
 
+from kd_d2.data.mappers import build_annotated_test_mapper
+
 from .evaluation_models import TeacherInference
 
 __all__ = ["build_evaluator", "evaluates_teacher", "evaluate_teacher"]
@@ -69,9 +71,6 @@ def evaluate_teacher(trainer_class, cfg: CfgNode, model: nn.Module, dataset_name
     Returns:
         ``{"<task>_teacher": {metric: value}}`` on the main process, else an empty dict.
     """
-    # the data room depends on pycocotools and PIL, which export alone does not need
-    from kd_d2.data.mappers import build_annotated_test_mapper
-
     loader = trainer_class.build_test_loader(
         cfg, dataset_name, mapper=build_annotated_test_mapper(cfg)
     )

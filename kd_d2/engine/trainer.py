@@ -49,8 +49,9 @@ class DistillationTrainer(DefaultTrainer):
     and random numbers where they were; DDP works on CPUs; the student is exported at the end.
 
     With SEED >= 0 a resumed run on one build and machine gives the weights of an uninterrupted one,
-    bit by bit but for kernels that are compiled while they run: fvcore's scripted focal loss
-    rounds differently in the first steps of each process.
+    bit by bit on a CPU but for kernels that are compiled while they run: fvcore's scripted focal
+    loss rounds differently in the first steps of each process. GPU kernels that add atomically
+    (some backward passes of torch and torchvision) round in a different order each time.
     """
 
     def __init__(self, cfg: CfgNode):

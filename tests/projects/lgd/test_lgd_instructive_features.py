@@ -1,6 +1,3 @@
-import doctest
-import importlib
-
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
@@ -20,15 +17,6 @@ def build(channels=8, max_iter=100, strides=(8, 16, 32, 64, 128), **options):
     return InstructiveFeatures(
         student_shapes=pyramid, teacher_shapes=pyramid, max_iter=max_iter, **options
     )
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["descriptors", "instructive_features", "knowledge", "masks", "schedule"],
-)
-def test_examples_in_the_docstrings(name):
-    results = doctest.testmod(importlib.import_module(f"kd_d2.projects.lgd.{name}"))
-    assert results.attempted and not results.failed
 
 
 # ------------------------------------------------------------------------------------- the loss
