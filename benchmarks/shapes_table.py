@@ -25,6 +25,7 @@ from kd_d2.experiments.machine import describe_machine, machine_sentence
 from kd_d2.experiments.metrics import SCORES
 from kd_d2.experiments.progress import Progress
 from kd_d2.experiments.schedule import make_data, schedule_overrides
+from kd_d2.model_zoo import resolve_config_file
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
@@ -127,7 +128,7 @@ def make_teacher(args: argparse.Namespace, config: str) -> Run:
     Its schedule keeps its proportion to the student's.
     """
     cfg = load_config(config)
-    teacher_config = cfg.MODEL.KD.TEACHER.CONFIG_FILE
+    teacher_config = os.path.relpath(resolve_config_file(cfg.MODEL.KD.TEACHER.CONFIG_FILE), ROOT)
     iterations = None
     if args.iterations is not None:
         length = load_config(teacher_config).SOLVER.MAX_ITER
