@@ -85,7 +85,8 @@ def evaluate(cfg, resume=False):
             cfg.freeze()
         elif "teacher" in parts:
             checkpointer.require_whole("teacher")
-    results = DistillationTrainer.test(cfg, model)
+    with user_errors(ImageError):
+        results = DistillationTrainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

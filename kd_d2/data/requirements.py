@@ -29,11 +29,11 @@ def check_datasets(cfg: CfgNode, keys: Iterable[str] = ("TRAIN", "TEST")) -> Non
         ValueError: there is none, or a name is not registered.
         FileNotFoundError: annotations or images of a COCO-style data set are not where they belong.
     """
-    for key in list(keys)[:1]:  # a training without a test set is fine
-        if not cfg.DATASETS[key]:
-            raise ValueError(
-                f"DATASETS.{key} is empty: give a config that names its data sets (--config-file)."
-            )
+    keys = list(keys)
+    if not cfg.DATASETS[keys[0]]:  # a training without a test set is fine
+        raise ValueError(
+            f"DATASETS.{keys[0]} is empty: give a config that names its data sets (--config-file)."
+        )
     needed = {name: key for key in keys for name in cfg.DATASETS[key]}
     for name, key in needed.items():
         if name not in DatasetCatalog:
