@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from kd_d2.modeling.sparse_tower import (
     SparsePlan,
     cells_with_objects,
-    is_plain_conv,
     is_sparse_tower,
     plan_sparse_tower,
     run_sparse_tower,
@@ -60,19 +59,20 @@ class DenseStages(DetectorStages):
 
     @contextlib.contextmanager
     def _box_tower_of_positives(self, levels: list[Tensor], assignment: Any):
-        """While open, the head's box tower returns what the positive anchors need."""
+        """While open, the head predicts boxes for the positive anchors only."""
         head = self.detector.head
         plan = self._plan(levels, assignment) if self.skips_unused_cells() else None
         if plan is None:
             yield
             return
-        # the head calls its tower once a level, in order
-        outputs = iter(run_sparse_tower(head.bbox_subnet, levels, plan))
-        head.__dict__["bbox_subnet"] = lambda x: next(outputs)
+        # the head calls both once a level, in order
+        outputs = iter(run_sparse_tower(_box_tower(head), levels, plan))
+        head.__dict__["bbox_subnet"] = lambda x: x
+        head.__dict__["bbox_pred"] = lambda x: next(outputs)
         try:
             yield
         finally:
-            del head.__dict__["bbox_subnet"]
+            del head.__dict__["bbox_subnet"], head.__dict__["bbox_pred"]
 
     def _plan(self, levels: list[Tensor], assignment: Any) -> SparsePlan | None:
         # the same for all passes with one assignment, and to find it makes the host wait for a GPU
@@ -80,7 +80,7 @@ class DenseStages(DetectorStages):
         if planned_for is not assignment:
             sizes = [tuple(x.shape[-2:]) for x in levels]
             needed = cells_with_objects(assignment[0], self.num_classes, sizes)
-            tower = self.detector.head.bbox_subnet
+            tower = _box_tower(self.detector.head)
             num_convs = sum(isinstance(layer, nn.Conv2d) for layer in tower)
             plan = plan_sparse_tower(num_convs, needed)
             self._last_plan = assignment, plan
@@ -135,6 +135,11 @@ def _reads_boxes_of_positives_alone(detector: DenseDetector) -> bool:
         and not {"losses", "forward_training"} & detector.__dict__.keys()
         and "forward" not in head.__dict__
     )
-    if not stock or not is_sparse_tower(head.bbox_subnet) or not is_plain_conv(head.bbox_pred):
+    if not stock or not is_sparse_tower(_box_tower(head)):
         return False
-    return not any(m._forward_hooks or m._forward_pre_hooks for m in head.bbox_subnet.modules())
+    layers = (head.bbox_subnet, *_box_tower(head))
+    return not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+
+
+def _box_tower(head: RetinaNetHead) -> nn.Sequential:
+    return nn.Sequential(*head.bbox_subnet, head.bbox_pred)

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 __all__ = [
     "SparsePlan",
     "cells_with_objects",
-    "is_plain_conv",
     "is_sparse_tower",
     "plan_sparse_tower",
     "run_sparse_tower",
@@ -44,10 +43,10 @@ def is_sparse_tower(tower: nn.Module) -> bool:
     """
     if not isinstance(tower, nn.Sequential) or not len(tower):
         return False
-    return all(is_plain_conv(layer) or type(layer) is nn.ReLU for layer in tower)
+    return all(_is_plain_conv(layer) or type(layer) is nn.ReLU for layer in tower)
 
 
-def is_plain_conv(layer: nn.Module) -> bool:
+def _is_plain_conv(layer: nn.Module) -> bool:
     """Whether a layer is a 3x3 convolution with stride 1, padding 1, and nothing else to it."""
     if type(layer) is not nn.Conv2d:
         return False
@@ -58,9 +57,7 @@ def is_plain_conv(layer: nn.Module) -> bool:
 def cells_with_objects(
     labels: Sequence[Tensor], num_classes: int, sizes: Sequence[tuple[int, int]]
 ) -> list[Tensor]:
-    """The cells in which an anchor learns an object, and their neighbours.
-
-    So a 3x3 prediction layer finds all it reads for a positive anchor.
+    """The cells in which an anchor learns an object.
 
     Args:
         labels: (R,) of each image; R anchors level by level, cell by cell, A a cell. Labels from
@@ -75,7 +72,7 @@ def cells_with_objects(
     cells = sum(h * w for h, w in sizes)
     positive = ((stacked >= 0) & (stacked < num_classes)).view(len(stacked), cells, -1).any(2)
     return [
-        F.max_pool2d(level.view(-1, 1, h, w).float(), 3, stride=1, padding=1)[:, 0] > 0
+        level.view(-1, h, w)
         for level, (h, w) in zip(
             positive.split([h * w for h, w in sizes], dim=1), sizes, strict=True
         )

@@ -124,6 +124,8 @@ def _start(root, count, num_images, lock="lock"):
     def work():
         if lock == "no_lock":
             shapes._lock = lambda path: contextlib.nullcontext(False)
+        # a shell that runs the tests in the background has them ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         barrier.wait()
         ensure_split(root, "train", num_images=num_images)
 

@@ -100,13 +100,13 @@ def test_other_towers_are_left_alone(layer):
     assert not is_sparse_tower(layer)
 
 
-def test_cells_of_positive_anchors_and_their_neighbours():
+def test_cells_of_positive_anchors():
     # two anchors a cell; class 2 of 3 in cell (1, 1) of a 3x4 map; -1 is ignored, 3 background
     labels = torch.full((1, 24 + 2), 3)
     labels[0, 2 * (1 * 4 + 1) + 1] = 2
     labels[0, 2 * (2 * 4 + 3)] = -1
     first, second = cells_with_objects(list(labels), 3, [(3, 4), (1, 1)])
-    assert first[0].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
+    assert first[0].int().tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
     assert not second.any()
 
 
