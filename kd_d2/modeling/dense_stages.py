@@ -49,19 +49,24 @@ class DenseStages(DetectorStages):
     def predict(self, images, features, gt=None) -> Any:
         return self.detector.head(list(features.values()))
 
-    def predict_for_losses(self, images, features, gt, assignment) -> Any:
+    def losses_from_features(self, images, features, gt, assignment=None):
+        if not self.skips_unused_cells():
+            return super().losses_from_features(images, features, gt, assignment)
+        if assignment is None:
+            assignment = self.assign(images, features, None, gt)
         levels = list(features.values())
         with self._box_tower_of_positives(levels, assignment):
-            return self.detector.head(levels)
+            predictions = self.detector.head(levels)
+        return self.losses(images, features, predictions, gt, assignment)
 
     def skips_unused_cells(self) -> bool:
+        """Whether boxes are predicted where there are positive anchors, and nowhere else."""
         return self.may_skip_cells and _reads_boxes_of_positives_alone(self.detector)
 
     @contextlib.contextmanager
     def _box_tower_of_positives(self, levels: list[Tensor], assignment: Any):
-        """While open, the head predicts boxes for the positive anchors only."""
         head = self.detector.head
-        plan = self._plan(levels, assignment) if self.skips_unused_cells() else None
+        plan = self._plan(levels, assignment)
         if plan is None:
             yield
             return
@@ -135,7 +140,9 @@ def _reads_boxes_of_positives_alone(detector: DenseDetector) -> bool:
         and not {"losses", "forward_training"} & detector.__dict__.keys()
         and "forward" not in head.__dict__
     )
-    if not stock or not is_sparse_tower(_box_tower(head)):
+    if not stock or not isinstance(head.bbox_subnet, nn.Sequential):
+        return False
+    if not is_sparse_tower(_box_tower(head)):
         return False
     layers = (head.bbox_subnet, *_box_tower(head))
     return not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)

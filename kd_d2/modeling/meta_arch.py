@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from kd_d2.modeling.distill_heads import DistillHead, build_distill_head
@@ -142,6 +143,13 @@ class FrozenTeacherDistiller(Distiller):
         return self.teacher.inference(batched_inputs)
 
 
+def _logged_as_teacher():
+    """While open, what a detector logs about its samples goes under ``teacher/``."""
+    if not has_event_storage():
+        return contextlib.nullcontext()
+    return get_event_storage().name_scope("teacher")
+
+
 @META_ARCH_REGISTRY.register()
 class LabelGuidedDistiller(Distiller):
     """The teacher writes features from the labels, and the student's own head judges them.
@@ -160,22 +168,17 @@ class LabelGuidedDistiller(Distiller):
 
     def teach(self, batched_inputs, gt, student):
         view = super().teach(batched_inputs, gt, student)
-        with self._teacher_statistics():
-            args = (view.images, view.features, gt)
+        with self._teacher_statistics(), _logged_as_teacher():
+            args = (view.images, view.features)
             assignment = student.assignment if self.stages.shares_assignment else None
-            partial = (
-                self._only_losses and assignment is not None and self.stages.skips_unused_cells()
-            )
-            if partial:
-                view.predictions = self.stages.predict_for_losses(*args, assignment)
+            if self._only_losses:
+                view.assignment, losses = self.stages.losses_from_features(*args, gt, assignment)
             else:
-                view.predictions = self.stages.predict(*args)
-            view.assignment, losses = self.stages.losses(
-                view.images, view.features, view.predictions, gt, assignment
-            )
+                view.predictions = self.stages.predict(*args, gt)
+                view.assignment, losses = self.stages.losses(
+                    *args, view.predictions, gt, assignment
+                )
         view.losses = {f"{name}.tea": loss for name, loss in losses.items()}
-        if partial:
-            view.predictions = None
         return view
 
     def _teacher_statistics(self):

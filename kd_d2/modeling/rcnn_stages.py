@@ -1,12 +1,15 @@
 """Stages of every Detectron2 ``GeneralizedRCNN``: Faster, Mask, Cascade."""
 
+import contextlib
 from dataclasses import dataclass, field
 
-from detectron2.layers import ShapeSpec
+import torch
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from kd_d2.modeling.sparse_backward import is_plain_conv3x3, sparse_backward_conv
 from kd_d2.modeling.stages import DetectorStages, register_stages, substituted
 
 
@@ -54,7 +57,22 @@ class RCNNStages(DetectorStages):
         return {f: features[f] for f in self.feature_shapes}
 
     def predict(self, images, features, gt=None) -> Proposals:
-        return Proposals(*self.detector.proposal_generator(images, features, gt))
+        generator = self.detector.proposal_generator
+        with self._sparse_backward(getattr(generator, "rpn_head", None)):
+            return Proposals(*generator(images, features, gt))
+
+    @contextlib.contextmanager
+    def _sparse_backward(self, rpn_head: nn.Module | None):
+        """While open, the hidden convolution of the RPN has a backward pass of sampled cells."""
+        conv = getattr(rpn_head, "conv", None)
+        if not (self.may_skip_cells and torch.is_grad_enabled() and _is_stock_hidden(conv)):
+            yield
+            return
+        rpn_head.__dict__["conv"] = lambda x: conv.activation(sparse_backward_conv(x, conv))
+        try:
+            yield
+        finally:
+            del rpn_head.__dict__["conv"]
 
     def assign(self, images, features, predictions: Proposals, gt) -> list[Instances]:
         return self.detector.roi_heads.label_and_sample_proposals(predictions.instances, gt)
@@ -77,3 +95,15 @@ class RCNNStages(DetectorStages):
 
     def head_modules(self) -> list[nn.Module]:
         return [self.detector.proposal_generator, self.detector.roi_heads]
+
+
+def _is_stock_hidden(conv: nn.Module | None) -> bool:
+    """Whether a layer is Detectron2's plain convolution with activation, watched by no hook."""
+    return (
+        type(conv) is Conv2d
+        and is_plain_conv3x3(conv)
+        and conv.norm is None
+        and conv.activation is not None
+        and not (conv._forward_hooks or conv._forward_pre_hooks)
+        and not (conv._backward_hooks or conv._backward_pre_hooks)
+    )

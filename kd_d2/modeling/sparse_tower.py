@@ -1,9 +1,8 @@
 """A tower of 3x3 convolutions, computed only in the cells that somebody will look at.
 
-The box losses of RetinaNet read the predicted deltas of positive anchors alone: on COCO those lie
-in a few per cent of the cells, yet the box tower is a quarter of a training step. Each layer below
-is evaluated where the next one reads it; what is read is what the dense tower gives, up to the
-rounding of float sums.
+The box losses of RetinaNet read the predicted deltas of positive anchors alone, which lie in few of
+the cells. Each layer below is evaluated where the next one reads it; what is read is what the dense
+tower gives, up to the rounding of float sums.
 
 Layout: the cells of all levels and images in one list of P rows, every map with a border of one
 cell of zeros, so that a neighbour is a constant number of rows away and zero padding needs no code.
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from kd_d2.modeling.sparse_backward import is_plain_conv3x3
 
 __all__ = [
     "SparsePlan",
@@ -43,15 +44,10 @@ def is_sparse_tower(tower: nn.Module) -> bool:
     """
     if not isinstance(tower, nn.Sequential) or not len(tower):
         return False
-    return all(_is_plain_conv(layer) or type(layer) is nn.ReLU for layer in tower)
-
-
-def _is_plain_conv(layer: nn.Module) -> bool:
-    """Whether a layer is a 3x3 convolution with stride 1, padding 1, and nothing else to it."""
-    if type(layer) is not nn.Conv2d:
-        return False
-    shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and layer.padding_mode == "zeros"
+    return all(
+        (type(layer) is nn.Conv2d and is_plain_conv3x3(layer)) or type(layer) is nn.ReLU
+        for layer in tower
+    )
 
 
 def cells_with_objects(

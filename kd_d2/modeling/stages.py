@@ -30,7 +30,7 @@ class DetectorStages:
         num_classes: number of foreground classes.
         shares_assignment: whether an assignment made on one set of predictions holds for another
             one of the same image size (true for fixed anchors and points, false for proposals).
-        may_skip_cells: False keeps :meth:`predict_for_losses` from saving arithmetic.
+        may_skip_cells: False keeps a family from leaving out what its losses do not read.
     """
 
     feature_shapes: dict[str, ShapeSpec]
@@ -54,20 +54,6 @@ class DetectorStages:
     ) -> Any:
         """Runs the head on ``features`` (the detector's own, or a teacher's of equal shapes)."""
         raise NotImplementedError
-
-    def predict_for_losses(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        gt: list[Instances],
-        assignment: Any,
-    ) -> Any:
-        """:meth:`predict` without what :meth:`losses` will not read under ``assignment``."""
-        return self.predict(images, features, gt)
-
-    def skips_unused_cells(self) -> bool:
-        """Whether :meth:`predict_for_losses` leaves something out at present."""
-        return False
 
     def assign(
         self,
@@ -97,6 +83,21 @@ class DetectorStages:
         """
         raise NotImplementedError
 
+    def losses_from_features(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        gt: list[Instances],
+        assignment: Any = None,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """:meth:`predict` and :meth:`losses` in one, where nobody else looks at the predictions.
+
+        A family may leave out what its losses do not read. Arguments and result are those of
+        :meth:`losses`.
+        """
+        predictions = self.predict(images, features, gt)
+        return self.losses(images, features, predictions, gt, assignment)
+
     def inference(
         self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[dict]
     ) -> list[dict]:
@@ -122,7 +123,7 @@ class DetectorStages:
         """Runs the stages that ``request`` asks for, each once, and no other.
 
         Args:
-            only_losses: the request is for losses, and nobody else reads the predictions.
+            only_losses: the request is for losses, and nobody looks at the predictions.
 
         Raises:
             ValueError: if the request needs ground truth and there is none.
@@ -132,21 +133,17 @@ class DetectorStages:
         images = self.preprocess(batched_inputs)
         with captured_taps(self.detector, request.taps) as taps:
             view = DetectorView(images, self.features(images), taps=taps)
-            assignment = None
-            partial = only_losses and self.skips_unused_cells()
-            if partial:
-                assignment = self.assign(images, view.features, None, gt)
-                view.predictions = self.predict_for_losses(images, view.features, gt, assignment)
-            elif request.stage >= Stage.PREDICTIONS:
+            if only_losses:
+                view.assignment, view.losses = self.losses_from_features(images, view.features, gt)
+                return view
+            if request.stage >= Stage.PREDICTIONS:
                 view.predictions = self.predict(images, view.features, gt)
             if request.stage == Stage.ASSIGNMENT:
                 view.assignment = self.assign(images, view.features, view.predictions, gt)
             if request.stage >= Stage.LOSSES:
                 view.assignment, view.losses = self.losses(
-                    images, view.features, view.predictions, gt, assignment
+                    images, view.features, view.predictions, gt
                 )
-            if partial:
-                view.predictions = None
         return view
 
 
