@@ -10,7 +10,7 @@ from detectron2.config import get_cfg
 def add_kd_config(cfg: CN) -> None:
     """Adds all keys of kd_d2 and its projects to a Detectron2 config, in place."""
     from kd_d2.modeling.backbones import add_backbone_config
-    from kd_d2.modeling.detectors import add_fcos_config
+    from kd_d2.modeling.detectors import add_atss_config, add_fcos_config
     from kd_d2.projects import add_project_configs
 
     _add_distillation(cfg)
@@ -18,6 +18,7 @@ def add_kd_config(cfg: CN) -> None:
     _add_data(cfg)
     add_backbone_config(cfg)
     add_fcos_config(cfg)
+    add_atss_config(cfg)
     add_project_configs(cfg)
 
 
@@ -40,9 +41,10 @@ def _add_distillation(cfg: CN) -> None:
     # Evaluate the teacher too, each time the student is evaluated. A label encoder then reads the
     # labels of the test set: an upper bound and a diagnosis, never a result.
     kd.EVAL_TEACHER = False
-    # Compute of a dense head what the losses read, where that saves time: RetinaNet's box tower
-    # around the positive anchors. Losses and gradients are the same but for float rounding. Heads
-    # that look at predictions switch it off.
+    # Compute of a head what the losses read, where that saves time: RetinaNet's box tower around
+    # the positive anchors (heads that look at predictions switch it off), and the backward pass of
+    # an RPN in the cells of the sampled anchors. Losses and gradients are the same but for float
+    # rounding.
     kd.SKIP_UNUSED_CELLS = True
     # At the start of training, keep the student's raw backbone (without its feature pyramid) as
     # it is for so many iterations, or for this fraction (below 1) of the schedule. None: never.

@@ -13,7 +13,7 @@ def tiny_cfg(arch: str = "RetinaNet", fpn_channels: int = 32):
     """A stock detector on ResNet-18, small enough for a CPU step in milliseconds.
 
     Args:
-        arch: RetinaNet, FCOS, FasterRCNN, MaskRCNN or CascadeRCNN.
+        arch: RetinaNet, FCOS, ATSS, FasterRCNN, MaskRCNN or CascadeRCNN.
     """
     cfg = get_kd_cfg()
     cfg.MODEL.DEVICE = "cpu"
@@ -24,14 +24,15 @@ def tiny_cfg(arch: str = "RetinaNet", fpn_channels: int = 32):
     cfg.INPUT.MIN_SIZE_TRAIN = (64,)
     cfg.DATASETS.TRAIN = ()
     cfg.DATASETS.TEST = ()
-    if arch in ("RetinaNet", "FCOS"):
+    if arch in ("RetinaNet", "FCOS", "ATSS"):
         cfg.MODEL.META_ARCHITECTURE = arch
         cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
         cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
         cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[x, x * 1.5] for x in (16, 32, 64, 128, 256)]
-        cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.FCOS.NUM_CLASSES = NUM_CLASSES
-        cfg.MODEL.RETINANET.NUM_CONVS = cfg.MODEL.FCOS.NUM_CONVS = 1
+        for node in (cfg.MODEL.RETINANET, cfg.MODEL.FCOS, cfg.MODEL.ATSS):
+            node.NUM_CLASSES = NUM_CLASSES
+            node.NUM_CONVS = 1
         return cfg
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"

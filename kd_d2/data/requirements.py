@@ -13,6 +13,7 @@ __all__ = ["check_datasets", "check_num_classes"]
 _NUM_CLASSES_KEYS = {
     "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
     "FCOS": "MODEL.FCOS.NUM_CLASSES",
+    "ATSS": "MODEL.ATSS.NUM_CLASSES",
     "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
 }
 

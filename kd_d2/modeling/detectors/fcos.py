@@ -27,6 +27,7 @@ from kd_d2.modeling.detectors.fcos_targets import (
     giou_loss_of_distances,
     level_ranges,
     match_points,
+    pad_objects,
 )
 
 
@@ -178,14 +179,7 @@ class FCOS(DenseDetector):
         strides = squares[:, 2] - squares[:, 0]
         ranges = cat([s.tensor.new_tensor(r).expand(len(s), 2) for s, r in self._levels(anchors)])
 
-        # Padded to the largest count, and to at least one, so that no image is a special case.
-        nobody = points.new_zeros(1, 4)
-        boxes = nn.utils.rnn.pad_sequence(
-            [x.gt_boxes.tensor for x in gt_instances] + [nobody], batch_first=True
-        )[:-1]
-        classes = nn.utils.rnn.pad_sequence(
-            [x.gt_classes for x in gt_instances] + [nobody[:, 0].long()], batch_first=True
-        )[:-1]
+        boxes, classes = pad_objects(gt_instances)
         index, matched = match_points(points, strides, ranges, boxes, self.center_sampling_radius)
         labels = classes.gather(1, index).where(matched, self.num_classes)
         matched_boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
@@ -226,7 +220,7 @@ class FCOS(DenseDetector):
         targets = distances_to_boxes(points, torch.stack(gt_boxes).float())  # (N, R, 4)
         targets = targets.where(positive[..., None], 1.0)
         ctr_targets = centerness_targets(targets) * positive
-        num_positive, ctr_sum = _mean_over_gpus(torch.stack((positive.sum(), ctr_targets.sum())))
+        num_positive, ctr_sum = mean_over_gpus(torch.stack((positive.sum(), ctr_targets.sum())))
 
         one_hot = labels[..., None] == torch.arange(self.num_classes, device=labels.device)
         focal = sigmoid_focal_loss_jit(
@@ -262,15 +256,9 @@ class FCOS(DenseDetector):
         results = []
         for i, image_size in enumerate(images.image_sizes):
             candidates = [self._candidates(p, s[i], d[i], c[i]) for p, s, d, c in levels]
-            boxes, scores, classes = (cat(x) for x in zip(*candidates, strict=True))
-            keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)
-            keep = keep[: self.max_detections_per_image]
             results.append(
-                Instances(
-                    image_size,
-                    pred_boxes=Boxes(boxes[keep]),
-                    scores=scores[keep],
-                    pred_classes=classes[keep],
+                best_detections(
+                    image_size, candidates, self.test_nms_thresh, self.max_detections_per_image
                 )
             )
         return results
@@ -292,7 +280,28 @@ class FCOS(DenseDetector):
         return boxes, (best * centerness[point]).sqrt(), index % self.num_classes
 
 
-def _mean_over_gpus(values: Tensor) -> Tensor:
+def best_detections(
+    image_size: tuple[int, int],
+    candidates: list[tuple[Tensor, Tensor, Tensor]],
+    nms_thresh: float,
+    max_detections: int,
+) -> Instances:
+    """NMS within each class over the candidates of all levels of an image.
+
+    Args:
+        candidates: boxes (k, 4), scores (k,) and classes (k,) of each level.
+    """
+    boxes, scores, classes = (cat(x) for x in zip(*candidates, strict=True))
+    keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]
+    return Instances(
+        image_size,
+        pred_boxes=Boxes(boxes[keep]),
+        scores=scores[keep],
+        pred_classes=classes[keep],
+    )
+
+
+def mean_over_gpus(values: Tensor) -> Tensor:
     """Mean over the processes, at least 1; stays on the device."""
     values = values.float()
     world_size = comm.get_world_size()

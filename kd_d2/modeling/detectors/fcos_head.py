@@ -61,24 +61,13 @@ class FCOSHead(nn.Module):
             ValueError: levels of different width, or a width that the norm cannot divide.
         """
         super().__init__()
-        channels = input_shape[0].channels
-        if any(shape.channels != channels for shape in input_shape):
-            raise ValueError(
-                "The towers of FCOS are shared by all levels, which must have equal channels, but "
-                f"they have {[shape.channels for shape in input_shape]}."
-            )
-        if norm == "GN" and channels % _GROUP_NORM_GROUPS:
-            raise ValueError(
-                f"MODEL.FCOS.NORM 'GN' makes {_GROUP_NORM_GROUPS} groups and cannot divide "
-                f"{channels} channels: set MODEL.FPN.OUT_CHANNELS to a multiple, or "
-                "MODEL.FCOS.NORM to 'BN'."
-            )
+        channels = tower_channels(input_shape, norm, "FCOS")
         self._strides = [shape.stride for shape in input_shape]
         self._centerness_on_reg = centerness_on_reg
         self._norm_reg_targets = norm_reg_targets
 
-        self.cls_subnet = _tower(channels, num_convs, norm, len(input_shape))
-        self.bbox_subnet = _tower(channels, num_convs, norm, len(input_shape))
+        self.cls_subnet = make_tower(channels, num_convs, norm, len(input_shape))
+        self.bbox_subnet = make_tower(channels, num_convs, norm, len(input_shape))
         self.cls_score = nn.Conv2d(channels, num_classes, kernel_size=3, padding=1)
         self.bbox_pred = nn.Conv2d(channels, 4, kernel_size=3, padding=1)
         self.centerness = nn.Conv2d(channels, 1, kernel_size=3, padding=1)
@@ -131,8 +120,34 @@ class FCOSHead(nn.Module):
         return logits, distances, centerness
 
 
-def _tower(channels: int, num_convs: int, norm: str, num_levels: int) -> nn.Sequential:
-    """``num_convs`` times [conv3x3 with bias, norm, ReLU]."""
+def tower_channels(input_shape: list[ShapeSpec], norm: str, arch: str) -> int:
+    """The width of all levels.
+
+    Args:
+        arch: name of the detector, of the node of its keys as well.
+
+    Raises:
+        ValueError: levels of different width, or a width that the norm cannot divide.
+    """
+    channels = input_shape[0].channels
+    if any(shape.channels != channels for shape in input_shape):
+        raise ValueError(
+            f"The towers of {arch} are shared by all levels, which must have equal channels, but "
+            f"they have {[shape.channels for shape in input_shape]}."
+        )
+    if norm == "GN" and channels % _GROUP_NORM_GROUPS:
+        raise ValueError(
+            f"MODEL.{arch}.NORM 'GN' makes {_GROUP_NORM_GROUPS} groups and cannot divide "
+            f"{channels} channels: set MODEL.FPN.OUT_CHANNELS to a multiple, or "
+            f"MODEL.{arch}.NORM to 'BN'."
+        )
+    return channels
+
+
+def make_tower(
+    channels: int, num_convs: int, norm: str, num_levels: int, bias: bool = True
+) -> nn.Sequential:
+    """``num_convs`` times [conv3x3, norm, ReLU]."""
     if norm in ("BN", "SyncBN"):
         bn_class = nn.BatchNorm2d if norm == "BN" else nn.SyncBatchNorm
         make_norm = partial(CycleBatchNormList, num_levels, bn_class)
@@ -140,7 +155,7 @@ def _tower(channels: int, num_convs: int, norm: str, num_levels: int) -> nn.Sequ
         make_norm = partial(_named_norm, norm)
     layers: list[nn.Module] = []
     for _ in range(num_convs):
-        layers.append(nn.Conv2d(channels, channels, kernel_size=3, padding=1))
+        layers.append(nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=bias))
         if norm:
             layers.append(make_norm(num_features=channels))
         layers.append(nn.ReLU())

@@ -5,7 +5,8 @@ the largest count of the batch). Distances are left, top, right, bottom, from a 
 """
 
 import torch
-from torch import Tensor
+from detectron2.structures import Instances
+from torch import Tensor, nn
 
 _EPS = torch.finfo(torch.float32).eps
 
@@ -23,6 +24,21 @@ def level_ranges(sizes_of_interest: list[float]) -> list[tuple[float, float]]:
 def distances_to_boxes(points: Tensor, boxes: Tensor) -> Tensor:
     """Distances (..., 4) from points (..., 2) to boxes (..., 4); negative outside."""
     return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
+
+
+def pad_objects(gt_instances: list[Instances]) -> tuple[Tensor, Tensor]:
+    """Boxes (N, M, 4) and classes (N, M) of a batch, padded with zeros.
+
+    Padded to the largest count, and to at least one, so that no image is a special case.
+    """
+    boxes = [x.gt_boxes.tensor for x in gt_instances]
+    classes = [x.gt_classes for x in gt_instances]
+    nobody = boxes[0].new_zeros(1, 4), classes[0].new_zeros(1)
+    pad = nn.utils.rnn.pad_sequence
+    return (
+        pad([*boxes, nobody[0]], batch_first=True)[:-1],
+        pad([*classes, nobody[1]], batch_first=True)[:-1],
+    )
 
 
 @torch.no_grad()
@@ -99,12 +115,28 @@ def giou_loss_of_distances(predicted: Tensor, target: Tensor) -> Tensor:
     (tensor(0.), tensor(0.7500))
     """
 
-    def area(distances: Tensor) -> Tensor:
-        size = (distances[..., :2] + distances[..., 2:]).clamp(min=0)
-        return size[..., 0] * size[..., 1]
-
-    intersection = area(torch.minimum(predicted, target))
-    union = area(predicted) + area(target) - intersection
-    enclosing = area(torch.maximum(predicted, target))
+    intersection, union = _intersection_and_union(predicted, target)
+    enclosing = _area(torch.maximum(predicted, target))
     iou = intersection / union.clamp(min=_EPS)
     return 1 - iou + (enclosing - union) / enclosing.clamp(min=_EPS)
+
+
+def iou_of_distances(predicted: Tensor, target: Tensor) -> Tensor:
+    """IoU (...,) of two boxes (..., 4) given by their distances from one point.
+
+    >>> one = torch.ones(4)
+    >>> iou_of_distances(one, one), iou_of_distances(one, 2 * one)
+    (tensor(1.), tensor(0.2500))
+    """
+    intersection, union = _intersection_and_union(predicted, target)
+    return intersection / union.clamp(min=_EPS)
+
+
+def _intersection_and_union(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    intersection = _area(torch.minimum(predicted, target))
+    return intersection, _area(predicted) + _area(target) - intersection
+
+
+def _area(distances: Tensor) -> Tensor:
+    size = (distances[..., :2] + distances[..., 2:]).clamp(min=0)
+    return size[..., 0] * size[..., 1]
