@@ -15,6 +15,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from .atomic import atomic_write
 from .names import STUDENT, add_prefix, is_distillation_state, strip_module, student_state
 from .reading import CheckpointError, local_weights_path, read_checkpoint
+from .swin_weights import convert_swin_release, is_swin_release
 
 __all__ = ["KDCheckpointer"]
 
@@ -157,6 +158,10 @@ class KDCheckpointer(DetectionCheckpointer):
         own = self.model.state_dict()
         into_distiller = is_distillation_state(own)
         kind = "distillation checkpoint" if is_distillation_state(weights) else "plain weights"
+        if is_swin_release(weights):
+            kind = "ImageNet weights of a Swin Transformer"
+            weights = convert_swin_release(weights, student_state(own), self._source)
+            checkpoint.pop("matching_heuristics", None)  # these names match exactly
         if is_distillation_state(weights) and not into_distiller:
             kind, weights = "student of a distillation checkpoint", student_state(weights)
         elif into_distiller and not is_distillation_state(weights):

@@ -1,15 +1,22 @@
 """Backbones that Detectron2 lacks; importing this registers them and lets DCN run anywhere."""
 
+from kd_d2.modeling.backbones.config import add_backbone_config
 from kd_d2.modeling.backbones.deform_conv import (
     DeformConv,
     ModulatedDeformConv,
     install_deform_conv,
 )
 from kd_d2.modeling.backbones.narrow_resnet import (
-    add_backbone_config,
     build_narrow_resnet_backbone,
     build_narrow_resnet_fpn_backbone,
     build_narrow_retinanet_resnet_fpn_backbone,
+)
+from kd_d2.modeling.backbones.swin import (
+    Swin,
+    build_retinanet_swin_fpn_backbone,
+    build_swin_backbone,
+    build_swin_fpn_backbone,
+    check_swin_config,
 )
 
 install_deform_conv()
@@ -17,9 +24,14 @@ install_deform_conv()
 __all__ = [
     "DeformConv",
     "ModulatedDeformConv",
+    "Swin",
     "add_backbone_config",
     "build_narrow_resnet_backbone",
     "build_narrow_resnet_fpn_backbone",
     "build_narrow_retinanet_resnet_fpn_backbone",
+    "build_retinanet_swin_fpn_backbone",
+    "build_swin_backbone",
+    "build_swin_fpn_backbone",
+    "check_swin_config",
     "install_deform_conv",
 ]

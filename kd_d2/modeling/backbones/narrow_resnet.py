@@ -6,7 +6,6 @@ Detectron2; they take ``MODEL.RESNETS.STEM_OUT_CHANNELS`` and ``RES2_OUT_CHANNEL
 (each later stage doubles the width). With 64 and 64 the result is Detectron2's own network.
 """
 
-from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, ResNet
@@ -14,13 +13,6 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
 
 _BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-
-
-def add_backbone_config(cfg: CfgNode) -> None:
-    """Add the keys of the backbones that Detectron2 lacks."""
-    # Where the dense detectors' pyramid takes P6 from, in kd_d2's own builders (those of
-    # Detectron2 know "res5" only): "res5", or "p5" as in the FCOS paper (fewer parameters).
-    cfg.MODEL.FPN.TOP_BLOCK_IN_FEATURE = "res5"
 
 
 @BACKBONE_REGISTRY.register()
