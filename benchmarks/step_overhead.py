@@ -1,6 +1,6 @@
 """What distillation costs: the training step of a plain student, and of its distiller.
 
-    python benchmarks/step_overhead.py --config-file configs/LGD/retinanet_r50.yaml
+    python benchmarks/step_overhead.py --config-file configs/LGD/retinanet_r50_2x_ms.yaml
 
 The steps (forward + backward + optimiser, same synthetic batch) take turns in one process;
 times are medians. Peak memory is taken from a fresh process for each. No data set and no weights

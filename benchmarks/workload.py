@@ -32,7 +32,7 @@ def load_config(path: str, device: str, overrides: list[str] = ()) -> CfgNode:
     if not is_distiller(cfg):
         raise ValueError(
             f"{path} trains a plain {cfg.MODEL.META_ARCHITECTURE}: give the config of a distiller, "
-            "e.g. configs/LGD/retinanet_r50.yaml; its student is measured beside it."
+            "e.g. configs/LGD/retinanet_r50_2x_ms.yaml; its student is measured beside it."
         )
     cfg.MODEL.DEVICE = device
     cfg.MODEL.WEIGHTS = ""

@@ -8,11 +8,12 @@ import yaml
 from detectron2 import model_zoo
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from kd_d2 import get_kd_cfg
 from kd_d2.config_check import check_config
+from kd_d2.engine.optimizer import teacher_solver
 from kd_d2.modeling import build_stages
 from kd_d2.modeling.distill_heads import build_distill_head
 from kd_d2.student_config import student_config
@@ -25,17 +26,45 @@ QUICKSTART = [p for p in RUNS if p.startswith("quickstart/")]
 LGD = [p for p in RUNS if p.startswith("LGD/")]
 PKD = [p for p in RUNS if p.startswith("PKD/")]
 
-# Paper's table: context box, POST_NONDISTILL
+# The paper's table: context box, appearance detached, POST_NONDISTILL
 LGD_ROWS = {
-    "retinanet_r50": (True, 0),
-    "retinanet_r101": (True, 0),
-    "retinanet_r101_dcnv2": (True, 0),
-    "retinanet_x101": (True, 50000),
-    "fcos_r50": (False, 0),
-    "fcos_r101": (True, 0),
-    "fcos_r101_dcnv2": (True, 50000),
-    "fcos_x101": (True, 50000),
+    "retinanet_r50_2x_ms": (True, False, 0),
+    "retinanet_r101_2x_ms": (True, False, 0),
+    "retinanet_r101_dcnv2_2x_ms": (True, False, 0),
+    "retinanet_x101_dcnv2_2x_ms": (True, False, 50000),
+    "retinanet_swin_t_3x_ms": (True, False, 0),
+    "fcos_r50_2x_ms": (False, False, 0),
+    "fcos_r101_2x_ms": (True, False, 0),
+    "fcos_r101_dcnv2_2x_ms": (True, False, 50000),
+    "fcos_x101_dcnv2_2x_ms": (True, False, 50000),
+    "faster_rcnn_r50_2x_ms": (False, True, 0),
+    "faster_rcnn_r101_2x_ms": (False, True, 0),
+    "faster_rcnn_r101_dcnv2_2x_ms": (False, True, 0),
+    "faster_rcnn_x101_dcnv2_2x_ms": (False, True, 50000),
+    "mask_rcnn_swin_t_3x_ms": (False, True, 0),
+    # the table's single-scale headline
+    "retinanet_r50_2x": (True, False, 0),
 }
+LGD_PAPER = [f"LGD/{name}.yaml" for name in LGD_ROWS]
+# Of ours: a short name, and rows that the paper does not have
+SHORT_NAMES = {"LGD/fcos_x101.yaml": "LGD/fcos_x101_dcnv2_2x_ms.yaml"}
+LGD_EXTRAS = {"atss_r50_2x_ms", "cascade_rcnn_r50_2x_ms"}
+STUDENTS = {"retinanet": "RetinaNet", "fcos": "FCOS", "atss": "ATSS"}
+STUDENTS |= dict.fromkeys(["faster_rcnn", "mask_rcnn", "cascade_rcnn"], "GeneralizedRCNN")
+
+
+def student_of(path):
+    """The META_ARCH that a config's name promises."""
+    name = Path(path).stem
+    return next(arch for prefix, arch in STUDENTS.items() if name.startswith(prefix))
+
+
+def num_classes(cfg):
+    """Of the student, whatever its family calls it."""
+    student = student_config(cfg)
+    arch = student.MODEL.META_ARCHITECTURE
+    node = "ROI_HEADS" if arch == "GeneralizedRCNN" else arch.upper()
+    return student.MODEL[node].NUM_CLASSES
 
 
 def load(path, *overrides):
@@ -83,67 +112,107 @@ def test_passes_the_check(path):
 @pytest.mark.parametrize("path", RUNS)
 def test_number_of_classes_fits_the_data(path):
     cfg = load(path)
-    student = student_config(cfg)
-    node = student.MODEL[student.MODEL.META_ARCHITECTURE.upper()]
-    num_classes = len(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
-    assert num_classes == node.NUM_CLASSES
+    assert num_classes(cfg) == len(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
 
 
 # ---- COCO
 
 
-def test_retinanet_is_detectron2s():
-    stock = model_zoo.get_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml", trained=False)
-    ours = load("baselines/retinanet_r50.yaml")
+@pytest.mark.parametrize(
+    "name, ours",
+    [
+        ("retinanet_R_50_FPN_1x", "retinanet_r50_2x_ms"),
+        ("faster_rcnn_R_50_FPN_1x", "faster_rcnn_r50_2x_ms"),
+        ("faster_rcnn_X_101_32x8d_FPN_3x", "faster_rcnn_x101_dcnv2_2x_ms"),
+    ],
+)
+def test_detector_is_detectron2s(name, ours):
+    stock = model_zoo.get_config(f"COCO-Detection/{name}.yaml", trained=False)
+    ours = load(f"baselines/{ours}.yaml")
+    ours.MODEL.FPN.pop("TOP_BLOCK_IN_FEATURE")
+    for node in (stock, ours):
+        for key in ("DEFORM_ON_PER_STAGE", "DEFORM_MODULATED"):  # not in the zoo's X-101
+            node.MODEL.RESNETS.pop(key)
     for key, value in stock.MODEL.items():
         if key == "ANCHOR_GENERATOR":
             for a, b in zip(value.pop("SIZES"), ours.MODEL[key].pop("SIZES"), strict=True):
                 assert a == pytest.approx(b, rel=1e-15)
-        if key == "FPN":
-            ours.MODEL.FPN.pop("TOP_BLOCK_IN_FEATURE")
         if key not in ("WEIGHTS", "DEVICE"):
             assert ours.MODEL[key] == value, key
     assert stock.INPUT == ours.INPUT and stock.DATASETS == ours.DATASETS
 
 
-@pytest.mark.parametrize("path", LGD)
+@pytest.mark.parametrize("stock", ["COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x"])
+def test_mask_rcnn_is_detectron2s_on_swin(stock):
+    stock = model_zoo.get_config(f"{stock}.yaml", trained=False)
+    ours = load("baselines/mask_rcnn_swin_t_3x_ms.yaml")
+    for key in ("ANCHOR_GENERATOR", "RPN", "ROI_HEADS", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+        assert ours.MODEL[key] == stock.MODEL[key], key
+    assert ours.MODEL.MASK_ON and ours.INPUT.MASK_FORMAT == "polygon"
+
+
+@pytest.mark.parametrize("path", LGD_PAPER)
 def test_row_of_the_paper(path):
     cfg = load(path)
     name = Path(path).stem
     kd, lgd, solver = cfg.MODEL.KD, cfg.MODEL.KD.LGD, cfg.SOLVER
-    context_box, post_nondistill = LGD_ROWS[name]
-    assert (context_box, post_nondistill) == (lgd.ADD_CONTEXT_BOX, lgd.POST_NONDISTILL)
+    settings = (lgd.ADD_CONTEXT_BOX, lgd.DETACH_APPEARANCE_EMBED, lgd.POST_NONDISTILL)
+    assert settings == LGD_ROWS[name]
     assert (lgd.PRE_NONDISTILL, kd.FREEZE_BACKBONE, lgd.LAMBDA) == (30000, 20000, 1.0)
-    assert (lgd.INTERACT_PATTERN, lgd.NUM_HEADS, lgd.DETACH_APPEARANCE_EMBED) == (
-        "stuGuided",
-        8,
-        False,
-    )
+    assert (lgd.INTERACT_PATTERN, lgd.NUM_HEADS, lgd.ENCODER) == ("stuGuided", 8, "PointNet")
+    assert name.startswith("mask_rcnn") == lgd.LOAD_LABELMAP
     assert kd.EVAL_TEACHER and kd.HEADS == ["InstructiveFeatures"]
-    assert kd.STUDENT.lower() == name.split("_")[0]
-    assert (solver.MAX_ITER, solver.STEPS, solver.IMS_PER_BATCH) == (180000, (120000, 160000), 16)
-    assert (solver.OPTIMIZER, solver.BASE_LR, solver.MOMENTUM) == ("SGD", 0.01, 0.9)
-    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM) == (1e-4, 1e-4)
-    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR) == (1000, 0.001)
+    assert student_of(path) == kd.STUDENT
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.IMS_PER_BATCH) == (1000, 0.001, 16)
     clip = solver.CLIP_GRADIENTS
     assert (clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE) == (True, "value", 1.0)
-    assert cfg.INPUT.MIN_SIZE_TRAIN == (640, 672, 704, 736, 768, 800)
+    scales = (800,) if name.endswith("2x") else (640, 672, 704, 736, 768, 800)
+    assert scales == cfg.INPUT.MIN_SIZE_TRAIN
     assert (cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST) == (1333, 800)
+    if "2x" in name:
+        assert (solver.MAX_ITER, solver.STEPS) == (180000, (120000, 160000))
+    else:
+        assert (solver.MAX_ITER, solver.STEPS) == (270000, (210000, 250000))
+
+
+@pytest.mark.parametrize("path", LGD_PAPER)
+def test_solver_of_the_paper(path):
+    """Norm weights are decayed like all others, by both optimisers."""
+    cfg = load(path)
+    sgd = 0.02 if "rcnn" in path else 0.01
+    student = ("AdamW", 1e-4, 0.05, 0.05) if "swin" in path else ("SGD", sgd, 1e-4, 1e-4)
+    teacher = student if path != "LGD/mask_rcnn_swin_t_3x_ms.yaml" else ("SGD", 0.02, 1e-4, 1e-4)
+    for solver, expected in ((cfg.SOLVER, student), (teacher_solver(cfg).SOLVER, teacher)):
+        optimizer, *numbers = expected
+        found = [solver.BASE_LR, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM]
+        assert (solver.OPTIMIZER, found) == (optimizer, pytest.approx(numbers))
+        assert (solver.MOMENTUM, solver.GAMMA, solver.NESTEROV) == (0.9, 0.1, False)
 
 
 def test_every_row_is_there():
-    rows = set(LGD_ROWS)
-    assert rows == {Path(p).stem for p in LGD}
+    rows = LGD_ROWS.keys() | LGD_EXTRAS
+    assert rows | {Path(p).stem for p in SHORT_NAMES} == {Path(p).stem for p in LGD}
     assert rows == {Path(p).stem for p in RUNS if p.startswith("baselines/")}
+    for short, name in SHORT_NAMES.items():
+        cfg, full = load(short), load(name)
+        assert cfg.pop("OUTPUT_DIR") != full.pop("OUTPUT_DIR") and cfg == full
 
 
-@pytest.mark.parametrize("path", LGD)
+@pytest.mark.parametrize("path", [p for p in LGD if p not in SHORT_NAMES])
 def test_baseline_differs_in_the_distillation_only(path):
     student, plain = student_config(load(path)), load(path.replace("LGD/", "baselines/"))
     for cfg in (student, plain):
         cfg.MODEL.pop("KD")
         cfg.pop("OUTPUT_DIR")
+        for value in cfg.SOLVER.pop("TEACHER").values():
+            assert cfg is student or value in (None, "")
     assert student == plain
+
+
+@pytest.mark.parametrize("path", LGD)
+def test_a_config_is_its_base_and_a_few_lines(path):
+    lines = (CONFIGS / path).read_text().splitlines()
+    assert len([x for x in lines if not x.startswith("#")]) <= 11
 
 
 @pytest.mark.parametrize("path", LGD)
@@ -152,6 +221,9 @@ def test_lgd_builds(path):
     student = model.student
     assert {n.split(".")[0] for n, _ in model.named_parameters()} == {"student", "teacher", "heads"}
     backbone = student.backbone.bottom_up
+    if "swin" in path:
+        assert all(p.requires_grad for p in backbone.parameters())  # nothing is frozen
+        return
     deformable = [n for n, _ in backbone.named_parameters() if n.endswith("conv2_offset.weight")]
     dcn = "dcnv2" in path or "x101" in path
     # every block of res3, res4 and res5 of a 101-layer network
@@ -163,20 +235,27 @@ def test_lgd_builds(path):
 
 
 @pytest.mark.parametrize(
-    "path, student",
-    [("LGD/retinanet_r50.yaml", 37_915_572), ("LGD/fcos_r50.yaml", 36_373_018)],
+    "path, student, teacher",
+    [
+        ("LGD/retinanet_r50_2x_ms.yaml", 37_915_572, 8_304_336),
+        ("LGD/fcos_r50_2x_ms.yaml", 36_373_018, 8_304_336),
+        ("LGD/faster_rcnn_r50_2x_ms.yaml", 41_699_936, 8_304_336),
+        ("LGD/mask_rcnn_swin_t_3x_ms.yaml", None, 11_043_289),
+    ],
 )
-def test_parameter_counts_of_the_paper(path, student):
+def test_parameter_counts_of_the_paper(path, student, teacher):
     model = build_on_meta(load(path))
-    assert num_parameters(model.student) == student
-    assert num_parameters(model.teacher) == 8_304_336
+    assert student is None or num_parameters(model.student) == student
+    assert num_parameters(model.teacher) == teacher
     assert num_parameters(model.heads) == 1_770_240
 
 
 @pytest.mark.parametrize("path", [p for p in RUNS if p.startswith("baselines/")])
 def test_baselines_build(path):
     model = build_on_meta(load(path))
-    assert type(model).__name__.lower() == Path(path).stem.split("_")[0]
+    assert type(model).__name__ == student_of(path)
+    if "rcnn" in path:
+        assert model.roi_heads.mask_on == ("mask" in path)
 
 
 @pytest.mark.parametrize("path", PKD)
@@ -192,7 +271,7 @@ def test_pkd_names_a_teacher_of_the_zoo(path):
 # ---- steps
 
 
-def batch_of(size, num_classes):
+def batch_of(size, num_classes, masks=False):
     """An image with objects, and one without."""
     generator = torch.Generator().manual_seed(0)
     batch = []
@@ -200,6 +279,9 @@ def batch_of(size, num_classes):
         instances = Instances((size, size))
         instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
         instances.gt_classes = torch.arange(len(boxes)) % num_classes
+        if masks:
+            corners = instances.gt_boxes.tensor[:, [0, 1, 2, 1, 2, 3, 0, 3]].double()
+            instances.gt_masks = PolygonMasks([[x.numpy()] for x in corners])
         pixels = torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
         batch.append({"image": pixels, "instances": instances, "height": size, "width": size})
     return batch
@@ -224,8 +306,9 @@ def take_a_step(cfg, batch):
 @pytest.mark.parametrize("path", [p for p in QUICKSTART if "pkd" not in p])
 def test_quickstart_takes_a_step(path):
     cfg = load(path)
-    model, losses = take_a_step(cfg, batch_of(96, 6))
+    model, losses = take_a_step(cfg, batch_of(96, 6, masks=cfg.MODEL.MASK_ON))
     assert ("loss_cls.tea" in losses) == ("lgd" in path)
+    assert ("loss_mask" in losses) == ("mask_rcnn" in path)
     model.eval()
     with torch.no_grad():
         assert len(model(batch_of(96, 6))) == 2
@@ -253,11 +336,22 @@ def test_pkd_pairs_the_levels_of_student_and_teacher(path):
     assert len(head.levels) >= 4
 
 
-def test_fcos_x101_takes_a_step():
-    """The largest model at the smallest size: grouped deformable blocks, every level, on a CPU."""
-    cfg = load("LGD/fcos_x101.yaml")
+# The largest of each family at the smallest size, on a CPU
+@pytest.mark.parametrize(
+    "path",
+    [
+        "LGD/fcos_x101.yaml",
+        "LGD/faster_rcnn_x101_dcnv2_2x_ms.yaml",
+        "LGD/mask_rcnn_swin_t_3x_ms.yaml",
+    ],
+)
+def test_lgd_takes_a_step(path):
+    cfg = load(path)
     # The published phase freezes the raw backbone at first; here all of it must train.
     cfg.MODEL.KD.FREEZE_BACKBONE = None
-    model, losses = take_a_step(cfg, batch_of(64, 80))
-    assert "loss_cls" in losses and "loss_cls.tea" in losses and "loss_centerness.tea" in losses
-    assert model.student.backbone.bottom_up.res4[5].conv2.weight.grad.any()
+    model, losses = take_a_step(cfg, batch_of(64, 80, masks=cfg.MODEL.MASK_ON))
+    student = {n for n in losses if not n.endswith(".tea") and n != "loss_distill"}
+    assert losses.keys() - student - {"loss_distill"} == {f"{n}.tea" for n in student}
+    backbone = model.student.backbone.bottom_up
+    layer = backbone.layers[2].blocks[0].attn.qkv if "swin" in path else backbone.res4[5].conv2
+    assert layer.weight.grad.any()

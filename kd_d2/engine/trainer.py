@@ -24,6 +24,7 @@ from .loss_state import LossNormalizers
 from .phases_hook import FreezeBackbonePhase
 from .seeding import StepSeed
 from .train_loop import TrainLoop, amp_dtype
+from .vis_hook import DistillationPictures
 
 __all__ = ["DistillationTrainer", "ExportStudent"]
 
@@ -65,11 +66,13 @@ class DistillationTrainer(DefaultTrainer):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         check_config(cfg)
         check_datasets(cfg)
-        check_num_classes(cfg, student_config(cfg).MODEL.META_ARCHITECTURE)
+        student = student_config(cfg).MODEL.META_ARCHITECTURE
+        check_num_classes(cfg, student)
+        loader = self.build_train_loader(cfg)
+        check_num_classes(cfg, student)  # some data sets tell their classes when they are read
         model = self.build_model(cfg)
         # Before the model is wrapped and before any phase freezes a parameter
         optimizer = self.build_optimizer(cfg, model)
-        loader = self.build_train_loader(cfg)
         self._trainer = TrainLoop(self.wrap_model(model), loader, optimizer, amp_dtype(cfg))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = KDCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -114,6 +117,8 @@ class DistillationTrainer(DefaultTrainer):
         is_eval = [type(hook).__name__ == "EvalHook" for hook in hooks]
         # Before the last evaluation, so that the product exists whatever happens there
         hooks.insert(is_eval.index(True), ExportStudent(cfg))
+        if cfg.VIS_PERIOD > 0 and is_distiller(cfg) and cfg.MODEL.KD.ENABLED:
+            hooks.append(DistillationPictures(cfg))
         return hooks
 
     @staticmethod

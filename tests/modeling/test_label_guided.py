@@ -7,15 +7,22 @@ from kd_d2.modeling.norm_statistics import SecondNormStatistics
 
 STUDENT = {"RetinaNet": {"loss_cls", "loss_box_reg"}}
 STUDENT["FCOS"] = STUDENT["RetinaNet"] | {"loss_centerness"}
+STUDENT["ATSS"] = STUDENT["RetinaNet"] | {"loss_iou"}
+STUDENT["FasterRCNN"] = STUDENT["RetinaNet"] | {"loss_rpn_cls", "loss_rpn_loc"}
+STUDENT["MaskRCNN"] = STUDENT["FasterRCNN"] | {"loss_mask"}
+STUDENT["CascadeRCNN"] = {f"loss_{x}_stage{i}" for x in ("cls", "box_reg") for i in range(3)}
+STUDENT["CascadeRCNN"] |= {"loss_rpn_cls", "loss_rpn_loc"}
 
 
-@pytest.mark.parametrize("arch", ["RetinaNet", "FCOS"])
+@pytest.mark.parametrize("arch", STUDENT)
 @pytest.mark.parametrize("objects", [(2, 1), (2, 0), (0, 0)])
 def test_step_gives_the_same_losses_for_any_batch(
     arch, objects, lgd_cfg, build, random_batch, storage
 ):
-    model = build(lgd_cfg(arch)).train()
-    losses = model(random_batch(objects=objects))
+    cfg = lgd_cfg(arch)
+    cfg.MODEL.KD.LGD.LOAD_LABELMAP = cfg.MODEL.MASK_ON
+    model = build(cfg).train()
+    losses = model(random_batch(objects=objects, masks=cfg.MODEL.MASK_ON))
     names = STUDENT[arch]
     assert losses.keys() == names | {f"{n}.tea" for n in names} | {"loss_distill"}
     assert all(torch.isfinite(x) for x in losses.values())
@@ -43,6 +50,47 @@ def test_one_assignment_serves_both_passes(lgd_cfg, build, random_batch, storage
     )
     model(random_batch())
     assert len(calls) == 1
+
+
+def test_two_stage_students_propose_and_sample_anew(
+    lgd_cfg, build, random_batch, storage, monkeypatch
+):
+    model = build(lgd_cfg("FasterRCNN")).train()
+    rpn, roi_heads = model.student.proposal_generator, model.student.roi_heads
+    seen, proposed, sampled = [], [], []
+
+    def spy(owner, name, before=None, after=None):
+        original = getattr(owner, name)
+
+        def wrapped(*args):
+            if before is not None:
+                before(args)
+            result = original(*args)
+            if after is not None:
+                after(result)
+            return result
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    spy(rpn, "forward", lambda args: seen.append(args[1]), lambda r: proposed.append(r[0]))
+    spy(roi_heads, "label_and_sample_proposals", lambda args: sampled.append(args[0]))
+    spy(model.teacher, "forward", after=lambda view: seen.append(view.features))
+    model(random_batch())
+    student, written, instructive = seen
+    assert instructive is written and student.keys() == written.keys() == {
+        f"p{i}" for i in range(2, 7)
+    }
+    assert sampled == proposed and len(proposed) == 2
+    boxes = [x[0].proposal_boxes.tensor for x in proposed]
+    assert boxes[0].shape != boxes[1].shape or not torch.equal(*boxes)
+
+
+def test_the_teachers_pass_is_logged_apart(lgd_cfg, build, random_batch, storage):
+    build(lgd_cfg("FasterRCNN")).train()(random_batch())
+    names = {n for n in storage.latest() if "num_" in n}
+    mine = {n for n in names if not n.startswith("teacher/")}
+    assert "rpn/num_pos_anchors" in mine and "roi_head/num_fg_samples" in mine
+    assert names - mine == {f"teacher/{n}" for n in mine}
 
 
 def test_teacher_pass_trains_the_shared_head(lgd_cfg, build, random_batch, storage):

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+DENSE, TWO_STAGE = ["RetinaNet", "FCOS", "ATSS"], ["FasterRCNN", "MaskRCNN", "CascadeRCNN"]
 GROUPS = {
     "backbone": "student.backbone.bottom_up.",
     "pyramid": "student.backbone.fpn_",
-    "head": "student.head.",
+    "head": ("student.head.", "student.proposal_generator.", "student.roi_heads."),
     "teacher": "teacher.",
     "adapter": "heads.",
 }
@@ -15,6 +16,7 @@ GROUPS = {
 def distiller(arch, lgd_cfg, build, **lgd):
     cfg = lgd_cfg(arch)
     cfg.MODEL.KD.LGD.PRE_NONDISTILL = 0
+    cfg.MODEL.KD.LGD.LOAD_LABELMAP = cfg.MODEL.MASK_ON
     for key, value in lgd.items():
         cfg.MODEL.KD.LGD[key] = value
     torch.manual_seed(0)
@@ -45,7 +47,7 @@ def of_kind(losses, kind):
     return [losses[n] for n in names]
 
 
-@pytest.mark.parametrize("arch", ["RetinaNet", "FCOS"])
+@pytest.mark.parametrize("arch", DENSE + TWO_STAGE)
 @pytest.mark.parametrize(
     "kind, settings, expected",
     [
@@ -58,28 +60,31 @@ def of_kind(losses, kind):
 )
 def test_who_learns(arch, kind, settings, expected, lgd_cfg, build, random_batch, storage):
     model = distiller(arch, lgd_cfg, build, **settings)
-    losses = model(random_batch(objects=(3, 2)))
+    losses = model(random_batch(objects=(3, 2), masks=arch == "MaskRCNN"))
     assert learners(gradients(model, of_kind(losses, kind))) == expected
 
 
-@pytest.mark.parametrize("arch", ["RetinaNet", "FCOS"])
+@pytest.mark.parametrize("arch", DENSE + TWO_STAGE)
 def test_before_distillation_the_backbone_learns_as_a_plain_detectors(
     arch, lgd_cfg, build, random_batch, storage
 ):
     settings = {"PRE_NONDISTILL": 10, "DETACH_APPEARANCE_EMBED": True}
-    model, batch = distiller(arch, lgd_cfg, build, **settings), random_batch()
+    model = distiller(arch, lgd_cfg, build, **settings)
+    batch = random_batch(masks=arch == "MaskRCNN")
+    torch.manual_seed(1)  # the student's samplers draw first
     together = gradients(model, model(batch).values())
     model.student.__dict__.pop("loss_normalizer", None)  # RetinaNet's running mean of positives
+    torch.manual_seed(1)
     alone = gradients(model, model.student(batch).values())
     for name, grad in alone.items():
         if name.startswith("student.backbone"):
             torch.testing.assert_close(together[name], grad, rtol=1e-4, atol=1e-6)
     assert any(
-        not torch.allclose(together[n], alone[n]) for n in alone if n.startswith("student.head")
+        not torch.allclose(together[n], alone[n]) for n in alone if n.startswith(GROUPS["head"])
     )
 
 
-@pytest.mark.parametrize("arch", ["RetinaNet", "FCOS"])
+@pytest.mark.parametrize("arch", DENSE)
 def test_a_duplicated_batch_has_the_same_losses(arch, lgd_cfg, build, random_batch, storage):
     model, batch = distiller(arch, lgd_cfg, build), random_batch(sizes=((64, 96), (64, 96)))
 
