@@ -40,20 +40,33 @@ class Trainer(TrainerBase):
         self.losses.append({k: v for k, (v, _) in latest.items() if "loss" in k})
 
 
+def comparable(model):
+    """Makes the student's losses those of one process with all images, and its samplers sure.
+
+    RetinaNet divides by each process's own running count of positives, FCOS counts over all. The
+    ROI heads divide by the number of sampled proposals, which is the same for any image that has
+    enough of them; and whom the samplers draw must not depend on the process.
+    """
+    student = getattr(model, "student", model)
+    if hasattr(student, "_ema_update"):
+        student._ema_update = lambda name, value, initial: 20 / comm.get_world_size()
+    torch.randperm = lambda n, device=None: torch.arange(n, device=device)
+
+
 def run(cfg, batch, freeze=0):
     """Trains for some steps; returns the losses of each and the final weights."""
     from detectron2.modeling import META_ARCH_REGISTRY
 
     torch.manual_seed(0)
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-    student = getattr(model, "student", model)
-    if cfg.MODEL.KD.STUDENT == "RetinaNet":
-        # It divides by each process's own running count of positives, which starts at 100; the
-        # count of the batch itself makes processes comparable
-        student._ema_update = lambda name, value, initial: value
     trainer = Trainer(cfg, model, batch)
     trainer.register_hooks([FreezeBackbonePhase(freeze)])
-    trainer.train(0, STEPS)
+    randperm = torch.randperm
+    try:
+        comparable(model)
+        trainer.train(0, STEPS)
+    finally:
+        torch.randperm = randperm
     return trainer.losses, model.state_dict()
 
 
@@ -98,23 +111,25 @@ def worker(scenarios, output):
 def scenarios():
     from tiny_models import lgd_cfg, random_batch
 
-    def cfg(arch):
+    def cfg(arch, post=None):
         # 64: torch refuses group norms of one channel a group on a level of one cell
         cfg = lgd_cfg(arch, fpn_channels=64)
         cfg.SOLVER.MAX_ITER = STEPS
         cfg.SOLVER.BASE_LR = 0.005 if arch == "FCOS" else 1e-4
         cfg.MODEL.KD.LGD.PRE_NONDISTILL = 1
+        cfg.MODEL.KD.LGD.POST_NONDISTILL = post
+        cfg.MODEL.KD.LGD.DETACH_APPEARANCE_EMBED = arch == "FasterRCNN"  # the paper's
         return cfg
 
     different = random_batch(((64, 64), (64, 64)), objects=(3, 2))
     with_empty = random_batch(((64, 64), (64, 64)), objects=(2, 0))
-    return {
-        # FCOS counts positives over all processes, so ranks may differ in images and objects
-        "fcos": (cfg("FCOS"), different, 0),
-        "one rank without objects": (cfg("FCOS"), with_empty, 0),
-        "retinanet": (cfg("RetinaNet"), [different[0], different[0]], 0),
-        "frozen phase": (cfg("FCOS"), different, 2),
-    }
+    scenarios = {}
+    for arch in ("FCOS", "RetinaNet", "FasterRCNN"):
+        # distillation is off in the first step, and with POST 2 in the last
+        scenarios[arch] = (cfg(arch), different, 0)
+        scenarios[f"{arch}, one rank without objects"] = (cfg(arch, post=2), with_empty, 0)
+        scenarios[f"{arch}, frozen phase"] = (cfg(arch), different, 2)
+    return scenarios
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +139,11 @@ def ranks(scenarios, tmp_path_factory):
     return [torch.load(output / f"rank{r}.pth", weights_only=False) for r in range(2)]
 
 
-NAMES = ["fcos", "one rank without objects", "retinanet", "frozen phase"]
+NAMES = [
+    f"{arch}{what}"
+    for arch in ("FCOS", "RetinaNet", "FasterRCNN")
+    for what in ("", ", one rank without objects", ", frozen phase")
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,10 +169,11 @@ def test_both_ranks_end_with_the_same_weights(name, ranks):
         assert torch.equal(first[key], second[key]), key
 
 
-def test_the_backbone_rested_and_then_trained(scenarios, ranks):
+@pytest.mark.parametrize("arch", ["FCOS", "RetinaNet", "FasterRCNN"])
+def test_the_backbone_rested_and_then_trained(arch, scenarios, ranks):
     """The frozen phase ended by wrapping the model anew: its last step trained the backbone."""
-    frozen, free = ranks[0]["frozen phase"][1], ranks[0]["fcos"][1]
-    _, initial = _untrained(scenarios["fcos"][0])
+    frozen, free = ranks[0][f"{arch}, frozen phase"][1], ranks[0][arch][1]
+    _, initial = _untrained(scenarios[arch][0])
     key = "student.backbone.bottom_up.res5.1.conv2.weight"
     moved, moved_free = (frozen[key] - initial[key]).norm(), (free[key] - initial[key]).norm()
     assert 0 < moved < moved_free
