@@ -10,6 +10,7 @@ from .instructive_features import (
     instance_normalize,
     instructive_feature_loss,
 )
+from .official_checkpoint import convert_official
 from .teacher import LabelEncoder
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "LabelEncoder",
     "add_lgd_config",
     "check_lgd_config",
+    "convert_official",
     "instance_normalize",
     "instructive_feature_loss",
 ]
