@@ -50,6 +50,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["kd_d2", "kd_d2.*"]) + list(PROJECTS),
     package_dir=PROJECTS,
+    package_data={"kd_d2.model_zoo": ["zoo.yaml"]},
     cmdclass={"build_py": BuildWithConfigs},
     python_requires=">=3.10",
     # Detectron2 is needed, too, and is not listed: it has no release that pip could find by name.
@@ -64,9 +65,15 @@ setup(
         "pyyaml>=6.0",
         "fvcore>=0.1.5.post20221221,<0.1.6",
         "iopath>=0.1.9,<0.1.11",
+        "portalocker>=2.0",
+        "tqdm>=4.60",
         # Detectron2's visualiser imports cv2. The plain opencv-python wheel wants libGL and
         # libgthread from the system, which a bare server lacks; the headless one wants nothing.
         "opencv-python-headless>=4.7",
     ],
-    extras_require={"test": ["pytest>=7.4", "pytest-xdist>=3.3", "hypothesis>=6.80", "ruff>=0.9"]},
+    extras_require={
+        # fetches files of Google Drive for tools/model_zoo.py, which says so where it is missing
+        "gdrive": ["gdown>=6.5,<7"],
+        "test": ["pytest>=7.4", "pytest-xdist>=3.3", "hypothesis>=6.80", "ruff>=0.9"],
+    },
 )

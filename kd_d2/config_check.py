@@ -4,6 +4,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
+from kd_d2.model_zoo import check_weights_name
+from kd_d2.modeling.backbones import check_swin_config
 from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY
 from kd_d2.modeling.phases import phase_length
 from kd_d2.modeling.teachers import TEACHER_REGISTRY
@@ -26,11 +28,13 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: with one sentence on the first thing that is wrong.
         FileNotFoundError: if a teacher's config or weights are missing.
+        ZooError: if MODEL.WEIGHTS or the teacher's name a file that the model zoo has not.
     """
     arch = cfg.MODEL.META_ARCHITECTURE
     _known("META_ARCHITECTURE (MODEL.META_ARCHITECTURE)", arch, META_ARCH_REGISTRY)
     _check_backbone(cfg)
     _check_options(cfg)
+    check_weights_name(cfg.MODEL.WEIGHTS)
     if not is_distiller(cfg):
         return
     kd = cfg.MODEL.KD
@@ -98,6 +102,11 @@ def _check_backbone(cfg: CfgNode, where: str = "") -> None:
             f"{where}MODEL.RESNETS.DEPTH is {depth}; it must be one of "
             f"{', '.join(map(str, _RESNET_DEPTHS))}."
         )
+    if "swin" in name:
+        try:
+            check_swin_config(cfg)
+        except ValueError as e:
+            raise ConfigError(f"{where}{e}") from None
 
 
 def _check_options(cfg: CfgNode) -> None:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from detectron2.utils.file_io import PathManager
 
+from kd_d2.model_zoo import ZooError, is_fetched_here, local_file
+
 __all__ = ["CheckpointError", "local_weights_path", "read_checkpoint"]
 
 
@@ -25,16 +27,26 @@ class CheckpointError(ValueError):
 
 
 def local_weights_path(path: str) -> str:
-    """Return the local file of ``path``, downloading ``detectron2://`` and ``https://`` paths.
+    """Return the local file of ``path``, fetching what lies elsewhere.
+
+    Args:
+        path: a file; ``kd_d2://``, ``detectron2://``, ``catalog://``, ``https://`` or ``http://``,
+            which :mod:`kd_d2.model_zoo` fetches and checks; or an address that a handler of
+            Detectron2's ``PathManager`` knows.
 
     Raises:
         CheckpointError: the file does not exist or cannot be fetched.
     """
+    if is_fetched_here(path):
+        try:
+            return str(local_file(path))
+        except ZooError as error:
+            raise CheckpointError(f"Weights '{path.partition('?')[0]}': {error}") from error
     remote = "://" in path
     try:
         local = PathManager.get_local_path(path.split("?", 1)[0] if remote else path)
     except Exception as error:
-        # urllib, iopath and the socket layer raise a dozen unrelated types here
+        # iopath, other handlers and the socket layer raise a dozen unrelated types here
         raise CheckpointError(
             f"Weights '{path}' could not be fetched ({_first_line(error)}): check the network, or "
             "download the file by other means and give its local path."
@@ -42,7 +54,7 @@ def local_weights_path(path: str) -> str:
     if not os.path.isfile(local):
         raise CheckpointError(
             f"Weights '{path}' not found: put the file there or give another path "
-            "(https:// and detectron2:// work too)."
+            "(https://, detectron2:// and kd_d2:// work too)."
         )
     return local
 

@@ -4,6 +4,8 @@ import difflib
 import importlib.resources
 from pathlib import Path
 
+from kd_d2.model_zoo.table import check_weights_name
+
 _HERE = Path(__file__).resolve().parent
 _ENDINGS = (".yaml", ".yml")
 
@@ -94,8 +96,8 @@ def resolve_weights(weights: str, config_name: str = "") -> str:
     """Says where weights come from.
 
     Args:
-        weights: a URL, a "detectron2://" address, the path of a file, or "" for those that
-            Detectron2 published for ``config_name``.
+        weights: a URL, a "detectron2://" or "kd_d2://" address, the path of a file, or "" for those
+            that Detectron2 published for ``config_name``.
         config_name: the config they belong to: a path or a model-zoo name.
 
     Returns:
@@ -103,17 +105,19 @@ def resolve_weights(weights: str, config_name: str = "") -> str:
 
     Raises:
         FileNotFoundError: for a file that does not exist.
+        ZooError: for a "kd_d2://" name that is not in the table, or that is of no use as it is.
     """
     if not weights:
         return _published_weights(config_name)
     if "://" in weights:
+        check_weights_name(weights)
         return weights
     if not Path(weights).is_file():
         raise FileNotFoundError(
             f"There are no weights at {weights!r}"
             f"{f' for the config {config_name!r}' if config_name else ''}: put the checkpoint "
-            "(.pth or .pkl) there, or give its path, a https:// or detectron2:// address, or '' "
-            "for the weights that Detectron2 published for a config of its model zoo."
+            "(.pth or .pkl) there, or give its path, a https://, detectron2:// or kd_d2:// "
+            "address, or '' for the weights that Detectron2 published for a config of its zoo."
         )
     return weights
 

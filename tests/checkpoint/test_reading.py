@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kd_d2.checkpoint import CheckpointError, local_weights_path, read_checkpoint
+from kd_d2.model_zoo import download
 
 
 class Malicious:
@@ -148,8 +149,14 @@ def test_things_that_are_no_detector_weights(tmp_path):
             read_checkpoint(str(tmp_path / f"{name}.pth"))
 
 
-def test_missing_and_unreachable_files():
+def test_missing_and_unreachable_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_D2_CACHE", str(tmp_path))
+    monkeypatch.setattr(download, "DEFAULT_PATIENCE", download.Patience(waits=(0,)))
     with pytest.raises(CheckpointError, match="/no/such.pth' not found"):
         local_weights_path("/no/such.pth")
     with pytest.raises(CheckpointError, match="could not be fetched"):
         local_weights_path("http://127.0.0.1:9/none.pth")
+    with pytest.raises(CheckpointError, match="Weights 'kd_d2://coco/retinanet':.*did you mean"):
+        local_weights_path("kd_d2://coco/retinanet")
+    with pytest.raises(CheckpointError, match="not found|could not be fetched"):
+        local_weights_path("nobody://knows/this.pth")

@@ -5,12 +5,9 @@ Importing this package registers the teacher ``LabelEncoder`` and the distillati
 """
 
 from .config import add_lgd_config, check_lgd_config
-from .instructive_features import (
-    InstructiveFeatures,
-    instance_normalize,
-    instructive_feature_loss,
-)
+from .instructive_features import InstructiveFeatures, instructive_feature_loss
 from .official_checkpoint import convert_official
+from .standardised_distance import instance_normalize
 from .teacher import LabelEncoder
 
 __all__ = [
