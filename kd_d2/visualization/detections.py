@@ -6,7 +6,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from detectron2.structures import BoxMode
+from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks
+from detectron2.structures.masks import polygons_to_bitmask
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,7 +15,7 @@ from matplotlib.patches import Rectangle
 from torch import nn
 
 _COLORS = ("#3aa0ff", "#ff8c1a", "#37d637", "#ff4040", "#c77dff", "#00e0d6", "#ffe034", "#ff7ac8")
-_WRONG = (0, (1.6, 1.1))  # dashes
+WRONG = (0, (1.6, 1.1))  # dashes
 
 
 @dataclass
@@ -25,11 +26,13 @@ class Boxes2D:
         boxes: (n, 4) x0, y0, x1, y1 in pixels of the original image.
         classes: (n,) class ids.
         scores: (n,), 1 for ground truth.
+        masks: (n, H, W) bool, or None.
     """
 
     boxes: np.ndarray
     classes: np.ndarray
     scores: np.ndarray
+    masks: np.ndarray | None = None
 
 
 def ground_truth(record: dict) -> Boxes2D:
@@ -50,17 +53,35 @@ def detect(
     """What a model in eval mode finds with at least this score: the best ``limit`` an image."""
     found = []
     for x in inputs:
-        result = model([x])[0]["instances"].to("cpu")
-        result = result[result.scores.argsort(descending=True)[:limit]]
-        result = result[result.scores >= threshold]
-        found.append(
-            Boxes2D(
-                result.pred_boxes.tensor.numpy(),
-                result.pred_classes.numpy(),
-                result.scores.numpy(),
-            )
-        )
+        found.append(predicted_boxes(model([x])[0]["instances"], threshold, limit))
     return found
+
+
+def predicted_boxes(result: Instances, threshold: float, limit: int) -> Boxes2D:
+    """The best ``limit`` detections with at least this score, the surest first."""
+    result = result.to("cpu")
+    result = result[result.scores.argsort(descending=True)[:limit]]
+    result = result[result.scores >= threshold]
+    return Boxes2D(
+        result.pred_boxes.tensor.detach().numpy(),
+        result.pred_classes.numpy(),
+        result.scores.detach().numpy(),
+        result.pred_masks.numpy().astype(bool) if result.has("pred_masks") else None,
+    )
+
+
+def labelled_boxes(labels: Instances) -> Boxes2D:
+    """Ground truth as models get it, in pixels of their input image."""
+    labels = labels.to("cpu")
+    masks = None
+    if labels.has("gt_masks") and isinstance(labels.gt_masks, PolygonMasks):
+        polygons = [polygons_to_bitmask(p, *labels.image_size) for p in labels.gt_masks.polygons]
+        masks = np.array(polygons, dtype=bool).reshape(-1, *labels.image_size)
+    elif labels.has("gt_masks") and isinstance(labels.gt_masks, BitMasks):
+        masks = labels.gt_masks.tensor.numpy()
+    return Boxes2D(
+        labels.gt_boxes.tensor.numpy(), labels.gt_classes.numpy(), np.ones(len(labels)), masks
+    )
 
 
 def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -94,11 +115,13 @@ def class_color(index: int, count: int) -> str | tuple:
 def draw(
     axes: Axes, image: np.ndarray, found: Boxes2D, num_classes: int, right: np.ndarray | None = None
 ) -> None:
-    """An image with coloured boxes; wrong ones are dashed."""
+    """An image with coloured boxes and masks; wrong boxes are dashed."""
     axes.imshow(image)
     axes.set(xticks=[], yticks=[])
+    if found.masks is not None and len(found.masks):
+        axes.imshow(_tint(found, num_classes))
     for i, (x0, y0, x1, y1) in enumerate(found.boxes):
-        style = "-" if right is None or right[i] else _WRONG
+        style = "-" if right is None or right[i] else WRONG
         # A dark line below keeps every colour visible on every background.
         for color, width in (("black", 3.0), (class_color(found.classes[i], num_classes), 1.6)):
             axes.add_patch(
@@ -113,6 +136,14 @@ def draw(
                     alpha=1.0 if color != "black" else 0.55,
                 )
             )
+
+
+def _tint(found: Boxes2D, num_classes: int) -> np.ndarray:
+    """(H, W, 4): each pixel in the colour of the first of its objects, half transparent."""
+    layer = np.zeros((*found.masks.shape[1:], 4))
+    for mask, index in zip(found.masks[::-1], found.classes[::-1], strict=True):
+        layer[mask] = matplotlib.colors.to_rgba(class_color(index, num_classes), 0.45)
+    return layer
 
 
 def detection_sheet(
@@ -158,7 +189,7 @@ def detection_sheet(
         for k, name in enumerate(names)
     ]
     keys.append(Line2D([], [], color="0.3", label="right"))
-    keys.append(Line2D([], [], color="0.3", linestyle=_WRONG, label="wrong or double"))
+    keys.append(Line2D([], [], color="0.3", linestyle=WRONG, label="wrong or double"))
     figure.legend(
         handles=keys, loc="upper center", ncols=min(len(keys), 12), fontsize=9, frameon=False
     )

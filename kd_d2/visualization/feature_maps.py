@@ -1,38 +1,17 @@
 """The student's features beside the teacher's, level by level."""
 
-import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 
-from kd_d2.modeling.distill_heads import pair_levels
-from kd_d2.modeling.views import ViewRequest
+from kd_d2.visualization.channel_energy import feature_energy
 from kd_d2.visualization.detections import draw, ground_truth
+from kd_d2.visualization.level_features import MIN_CELLS, level_features, run_both
 from kd_d2.visualization.trained import class_names, model_inputs, original_image
-
-_MIN_CELLS = 4  # a map of fewer cells a side shows nothing
-
-
-def feature_energy(features: Tensor) -> np.ndarray:
-    """Where a feature map stands out: root mean square over channels, each standardised over cells.
-
-    Standardised as LGD's loss compares them, so that a few loud channels do not drown the others.
-
-    Args:
-        features: (C, H, W).
-
-    Returns:
-        (H, W) in [0, 1], from the 1st to the 99th percentile.
-    """
-    x = features.float()
-    var, mean = torch.var_mean(x, dim=(1, 2), keepdim=True, correction=0)
-    energy = ((x - mean) / (var + 1e-5).sqrt()).square().mean(0).sqrt().cpu().numpy()
-    low, high = np.percentile(energy, [1, 99])
-    return np.clip((energy - low) / max(high - low, 1e-9), 0, 1)
 
 
 @torch.no_grad()
@@ -43,17 +22,12 @@ def feature_pairs(distiller: nn.Module, x: dict) -> dict[str, tuple[np.ndarray, 
         x: an input with its labels. Padding is cut off; levels with too few cells are left out.
     """
     gt = [x["instances"].to(distiller.device)]
-    student = distiller.stages.run([x], ViewRequest())
-    teacher = distiller.teacher([x], gt, student)
-    height, width = student.images.image_sizes[0]
-    shapes = distiller.stages.feature_shapes
-    pairs = {}
-    for s, t in pair_levels(shapes, distiller.teacher.feature_shapes):
-        h, w = math.ceil(height / shapes[s].stride), math.ceil(width / shapes[s].stride)
-        if min(h, w) >= _MIN_CELLS:
-            both = (student.features[s], teacher.features[t])
-            pairs[s] = tuple(feature_energy(f[0, :, :h, :w]) for f in both)
-    return pairs
+    levels = level_features(distiller, *run_both(distiller, x, gt))
+    return {
+        name: (feature_energy(level.student), feature_energy(level.teacher))
+        for name, level in levels.items()
+        if level.teacher is not None
+    }
 
 
 def feature_sheet(
@@ -72,7 +46,7 @@ def feature_sheet(
     rows = [feature_pairs(distiller, x) for x in model_inputs(cfg, records)]
     levels = list(rows[0])
     if not levels:
-        raise ValueError(f"The images are too small: no level has {_MIN_CELLS} cells a side.")
+        raise ValueError(f"The images are too small: no level has {MIN_CELLS} cells a side.")
     num_classes = len(class_names(cfg.DATASETS.TEST[0]))
     figure = Figure(figsize=(1.75 * (1 + 2 * len(levels)), 1.75 * len(rows) + 0.35))
     ratios = [1] + [0.08, 1, 1] * len(levels)

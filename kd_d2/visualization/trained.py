@@ -13,6 +13,7 @@ from torch import nn
 from kd_d2.checkpoint import KDCheckpointer
 from kd_d2.data.mappers import build_annotated_test_mapper
 from kd_d2.engine import load_config
+from kd_d2.visualization.sources import spread
 
 
 def load_trained(
@@ -50,8 +51,7 @@ def sample_records(dataset: str, count: int, min_objects: int = 2) -> list[dict]
     records = get_detection_dataset_dicts(dataset, filter_empty=False)
     busy = [r for r in records if len(r.get("annotations", ())) >= min_objects]
     records = busy if len(busy) >= count else records
-    positions = np.linspace(0, len(records) - 1, min(count, len(records)))
-    return [records[round(i)] for i in positions]
+    return spread(records, count)
 
 
 def model_inputs(cfg: CfgNode, records: list[dict]) -> list[dict]:

@@ -6,6 +6,7 @@ import torch
 from detectron2.structures import BoxMode
 
 from kd_d2.experiments.metrics import Metrics
+from kd_d2.visualization.channel_energy import feature_energy
 from kd_d2.visualization.curves import plot_curves
 from kd_d2.visualization.detections import (
     Boxes2D,
@@ -15,7 +16,6 @@ from kd_d2.visualization.detections import (
     iou_matrix,
     is_right,
 )
-from kd_d2.visualization.feature_maps import feature_energy
 
 
 def boxes(*rows):

@@ -8,7 +8,6 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kd_d2.modeling.distill_heads import (
     DISTILL_HEAD_REGISTRY,
@@ -20,31 +19,12 @@ from kd_d2.modeling.phases import current_iteration, phase_length
 from kd_d2.modeling.views import Stage, ViewRequest
 
 from .schedule import OvertakingTeacher, distillation_starts_after, is_distilling
+from .standardised_distance import squared_distance
 
 logger = logging.getLogger(__name__)
 
 # How often the state of an automatic start is written down: reading it makes the host wait.
 _LOG_PERIOD = 20
-
-
-def instance_normalize(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Gives every channel of every image zero mean and unit (biased) variance over its cells.
-
-    A map of a single cell becomes zero, which is what the formula says.
-
-    Args:
-        x: (N, C, H, W), any floating dtype.
-
-    Returns:
-        (N, C, H, W), float32.
-
-    >>> instance_normalize(torch.tensor([1.0, 3.0]).view(1, 1, 1, 2), eps=0).tolist()
-    [[[[-1.0, 1.0]]]]
-    """
-    x = x.float()
-    if x.shape[2:].numel() == 1:
-        return x - x  # layer_norm leaves rounding errors, multiplied by eps ** -0.5
-    return F.layer_norm(x, x.shape[2:], eps=eps)
 
 
 def instructive_feature_loss(adapted: Sequence[Tensor], instructive: Sequence[Tensor]) -> Tensor:
@@ -73,10 +53,7 @@ def instructive_feature_loss(adapted: Sequence[Tensor], instructive: Sequence[Te
             "The student's and the teacher's features must have equal shapes, and these differ: "
             f"{shapes[0]} and {shapes[1]}."
         )
-    total = sum(
-        F.mse_loss(instance_normalize(x), instance_normalize(z), reduction="sum")
-        for x, z in zip(adapted, instructive, strict=True)
-    )
+    total = sum(squared_distance(x, z) for x, z in zip(adapted, instructive, strict=True))
     return total / sum(x.numel() for x in adapted)
 
 
@@ -171,6 +148,11 @@ class InstructiveFeatures(DistillHead):
                 "the student will never see it (MODEL.KD.LGD.PRE_NONDISTILL, POST_NONDISTILL, "
                 "SOLVER.MAX_ITER)."
             )
+
+    @property
+    def adapter(self) -> nn.Module:
+        """What the student's features pass before they are compared."""
+        return self.distill
 
     @classmethod
     def from_config(cls, cfg: CfgNode, student_shapes, teacher_shapes) -> dict:

@@ -15,6 +15,7 @@ from kd_d2.modeling.teachers import TEACHER_REGISTRY
 from kd_d2.modeling.views import DetectorView
 
 from .descriptors import describe_labels, descriptor_width
+from .explanation import ObjectRelations, split_attention
 from .knowledge import paint_and_convolve, refinement
 from .label_encoder import ENCODERS
 from .label_maps import label_map_masks
@@ -30,6 +31,10 @@ class LabelEncoder(nn.Module):
     checkpoints can be read. What a setting leaves unused keeps its place in the state dict but
     asks for no gradient, so that DDP need not search for unused parameters.
     """
+
+    # What kd_d2.visualization wants to know of a teacher.
+    reads_labels = True
+    features_name = "instructive"
 
     @configurable
     def __init__(
@@ -144,6 +149,27 @@ class LabelEncoder(nn.Module):
         """
         features = self.instruct(student.features, gt, student.images)
         return DetectorView(images=student.images, features=features)
+
+    def explain(
+        self, batched_inputs: list[dict], gt: list[Instances], student: DetectorView
+    ) -> list[ObjectRelations] | None:
+        """The attention between the objects of each image; None if they do not meet.
+
+        Args: as for :meth:`forward`.
+        """
+        if not uses_attention(self.interact_pattern):
+            return None
+        seen = []
+        handle = self.multi_head_attn.register_forward_hook(
+            lambda module, args, output: seen.append(output[1])
+        )
+        try:
+            self.instruct(student.features, gt, student.images)
+        finally:
+            handle.remove()
+        counts = [len(x) for x in gt]
+        levels = list(student.features)
+        return split_attention(seen[0], levels, counts, self.context_box, self.interact_pattern)
 
     def instruct(
         self, features: dict[str, Tensor], gt: list[Instances], images: ImageList
