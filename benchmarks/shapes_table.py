@@ -2,7 +2,7 @@
 
     python benchmarks/shapes_table.py --seeds 1 2 3                    # hours on two CPU cores
     python benchmarks/shapes_table.py --seeds 1 2 3 --device cuda --workers 4
-    python benchmarks/shapes_table.py --table-only
+    python benchmarks/shapes_table.py --table-only --curves curves.png
 
 Each run is a run of train_net.py with a config of configs/quickstart. Finished runs are kept as one
 JSON file each in benchmarks/results, and are not repeated. Paths are relative to the checkout.
@@ -17,12 +17,12 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+
+from shapes_report import draw_curves, provenance, read_results, summary
 
 from kd_d2.engine import load_config, user_errors
 from kd_d2.experiments.jobs import Job, run_jobs
-from kd_d2.experiments.machine import describe_machine, machine_sentence
-from kd_d2.experiments.metrics import SCORES
+from kd_d2.experiments.machine import describe_machine
 from kd_d2.experiments.progress import Progress
 from kd_d2.experiments.schedule import make_data, schedule_overrides
 from kd_d2.model_zoo import resolve_config_file
@@ -36,14 +36,6 @@ CONFIGS = {
     "lgd_mlp": "configs/quickstart/lgd_{}_mlp.yaml",
     "pkd": "configs/quickstart/pkd_{}.yaml",
 }
-TITLES = {
-    "plain": "plain student",
-    "control": "control (LGD, LAMBDA 0)",
-    "lgd": "LGD",
-    "control_mlp": "control of the next",
-    "lgd_mlp": "LGD, our simpler teacher",
-    "pkd": "PKD, frozen teacher",
-}
 # Steps relative to a plain one, until they are measured.
 _COSTS = dict.fromkeys(CONFIGS, 1.6) | {"plain": 1.0, "pkd": 1.4, "teacher": 2.0}
 
@@ -52,7 +44,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--detectors", nargs="+", default=["retinanet", "fcos"])
+    parser.add_argument(
+        "--detectors", nargs="+", default=["retinanet", "fcos", "faster_rcnn", "mask_rcnn"]
+    )
     parser.add_argument("--methods", nargs="+", choices=[*CONFIGS], default=[*CONFIGS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--iterations", type=int, help="of each student (default: the configs')")
@@ -64,6 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue unfinished runs")
     parser.add_argument("--anew", action="store_true", help="repeat runs that have a result")
     parser.add_argument("--table-only", action="store_true", help="print what there is")
+    parser.add_argument("--curves", type=Path, metavar="PNG", help="draw AP over iterations, too")
     return parser.parse_args(argv)
 
 
@@ -90,7 +85,7 @@ def make_run(
     """A run with its seed, on the device of the command line."""
     overrides, length = schedule_overrides(config, iterations)
     overrides |= {"SEED": str(seed), "MODEL.DEVICE": args.device}
-    overrides["TEST.EVAL_PERIOD"] = str(max(1, length // 2))  # the table needs the end only
+    overrides["TEST.EVAL_PERIOD"] = str(max(1, length // 10))
     if teacher is not None:
         overrides["MODEL.KD.TEACHER.WEIGHTS"] = str(teacher.job.output / "model_final.pth")
     job = Job(
@@ -158,9 +153,11 @@ def write_result(args: argparse.Namespace, run: Run, machine: dict) -> None:
         "seed": run.seed,
         "iterations": run.job.iterations,
         "scores": metrics.scores(),
+        "mask_scores": metrics.scores("segm"),
         "teacher_scores": metrics.scores("bbox_teacher"),
         "seconds_per_step": metrics.seconds_per_step(),
         "curve": list(zip(*metrics.series("bbox/AP"), strict=True)),
+        "teacher_curve": list(zip(*metrics.series("bbox_teacher/AP"), strict=True)),
         "command": shlex.join(["python", *run.job.command(Path("train_net.py"))[1:]]),
         "workers": args.workers,
         "threads": args.threads,
@@ -202,93 +199,6 @@ def run_all(args: argparse.Namespace) -> None:
                 write_result(args, run, machine)
 
 
-def read_results(folder: Path) -> list[dict]:
-    """All results that are kept in a folder."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("shapes_*.json"))]
-
-
-def mean_sd(values: list[float], sign: str = "") -> str:
-    """
-    >>> mean_sd([1.0, 3.0]), mean_sd([2.0], "+"), mean_sd([])
-    ('2.0 ± 1.4', '+2.0', '-')
-    """
-    if not values:
-        return "-"
-    sd = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{fmean(values):{sign}.1f}{sd}"
-
-
-def summary(results: list[dict]) -> str:
-    """Markdown: one table for each detector and schedule, means ± sample standard deviations.
-
-    The last column pairs runs of equal seed, so that what a seed does to all methods cancels.
-    """
-    parts = []
-    for detector, iterations in sorted(
-        {(r["detector"], r["iterations"]) for r in _students(results)}
-    ):
-        mine = [
-            r
-            for r in _students(results)
-            if (r["detector"], r["iterations"]) == (detector, iterations)
-        ]
-        plain = {r["seed"]: r for r in mine if r["method"] == "plain"}
-        lines = [
-            f"**{detector}, {iterations} iterations**",
-            "",
-            f"| | seeds | {' | '.join(SCORES)} | AP of its teacher | step | AP vs plain |",
-            "|---|" + "---:|" * (len(SCORES) + 4),
-        ]
-        for method in CONFIGS:
-            runs = [r for r in mine if r["method"] == method]
-            if runs:
-                lines.append(_row(TITLES[method], runs, plain, _teachers(results, method, runs)))
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) or "No results yet."
-
-
-def _students(results: list[dict]) -> list[dict]:
-    return [r for r in results if r["method"] in CONFIGS]
-
-
-def _teachers(results: list[dict], method: str, runs: list[dict]) -> list[float]:
-    """AP of the teachers of some runs: their own, or the frozen one of their detector."""
-    if method != "pkd":
-        return [r["teacher_scores"]["AP"] for r in runs if r["teacher_scores"]["AP"] is not None]
-    weights = {word for r in runs for word in shlex.split(r["command"]) if "_teacher_" in word}
-    names = {Path(word).parent.name for word in weights}
-    frozen = [r for r in results if r["method"] == "teacher"]
-    frozen = [r for r in frozen if Path(shlex.split(r["command"])[-1]).name in names]
-    return [r["scores"]["AP"] or 0.0 for r in frozen]
-
-
-def _row(title: str, runs: list[dict], plain: dict[int, dict], teachers: list[float]) -> str:
-    cells = [title, str(len(runs))]
-    # A run that detects nothing has no scores at all; its AP is 0.
-    cells.append(mean_sd([r["scores"]["AP"] or 0.0 for r in runs]))
-    for name in SCORES[1:]:
-        cells.append(mean_sd([r["scores"][name] for r in runs if r["scores"][name] is not None]))
-    cells.append(mean_sd(teachers))
-    times = [1e3 * r["seconds_per_step"] for r in runs if r["seconds_per_step"]]
-    cells.append(f"{fmean(times):.0f} ms" if times else "-")
-    pairs = [
-        (r["scores"]["AP"], plain[r["seed"]]["scores"]["AP"]) for r in runs if r["seed"] in plain
-    ]
-    is_plain = runs[0]["method"] == "plain"
-    cells.append("" if is_plain else mean_sd([(a or 0.0) - (b or 0.0) for a, b in pairs], "+"))
-    return "| " + " | ".join(cells) + " |"
-
-
-def provenance(results: list[dict]) -> str:
-    """On what the runs were made, one line for each machine and day."""
-    machines = {
-        f"{machine_sentence(r['machine'])}; {r['workers']} runs side by side, "
-        f"{r['threads']} threads each"
-        for r in results
-    }
-    return "\n".join(f"- {line}" for line in sorted(machines))
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     os.chdir(ROOT)
@@ -305,6 +215,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"Error: {error}", file=sys.stderr)
             return 1
     results = read_results(args.results)
+    if args.curves:
+        draw_curves(args.curves, results)
     command = shlex.join(["python", "benchmarks/shapes_table.py", *(argv or sys.argv[1:])])
     print(f"\n{summary(results)}\n\n{provenance(results)}\n\n`{command}`")
     return 0

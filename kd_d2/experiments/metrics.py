@@ -76,5 +76,5 @@ class Metrics:
 
 
 def _is_detection_loss(name: str) -> bool:
-    detection = ("loss_cls", "loss_box_reg", "loss_centerness", "loss_rpn", "loss_mask")
+    detection = ("loss_cls", "loss_box_reg", "loss_centerness", "loss_iou", "loss_rpn", "loss_mask")
     return name.startswith(detection) and not name.endswith(".tea")

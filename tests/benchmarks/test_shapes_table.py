@@ -2,8 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
+import shapes_report
 import shapes_table
-from shapes_table import mean_sd, plan, summary
+from shapes_report import draw_curves, mean_sd, summary
+from shapes_table import plan
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +19,7 @@ def args(tmp_path, *argv):
 
 
 def result(method, seed, ap, teacher=None, detector="retinanet", iterations=900):
-    scores = dict.fromkeys(shapes_table.SCORES) | {"AP": ap}
+    scores = dict.fromkeys(shapes_report.SCORES) | {"AP": ap}
     output = f"out/{detector}_{method}_{iterations}it_seed{seed}"
     return {
         "detector": detector,
@@ -29,6 +31,26 @@ def result(method, seed, ap, teacher=None, detector="retinanet", iterations=900)
         "seconds_per_step": 0.2,
         "command": f"python train_net.py OUTPUT_DIR {output}",
     }
+
+
+def test_masks_have_columns_of_their_own():
+    results = [result("plain", 1, 20.0) | {"mask_scores": {"AP": 15.0}}]
+    results += [result("lgd", 1, 24.0, teacher=50.0) | {"mask_scores": {"AP": 18.0}}]
+    text = summary(results)
+    assert "| mask AP | AP of its teacher | step | AP vs plain | mask AP vs plain |" in text
+    assert row(text, "LGD")[-5:] == ["18.0", "50.0", "200 ms", "+4.0", "+3.0"]
+    assert "mask" not in summary([result("plain", 1, 20.0)])
+
+
+def test_curves_are_drawn(tmp_path):
+    runs = [
+        result(method, seed, 9.0) | {"curve": [[100, 5.0], [200, 9.0 + seed]], "teacher_curve": t}
+        for method, t in (("plain", []), ("lgd", [[100, 1.0], [200, 30.0]]))
+        for seed in (1, 2)
+    ]
+    draw_curves(tmp_path / "curves.png", runs)
+    draw_curves(tmp_path / "none.png", [])
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def row(text, title):
@@ -109,7 +131,7 @@ def test_a_result_counts_for_the_very_same_run_only(tmp_path):
         json.dumps({"iteration": 2, "total_loss": 1.0, "time": 0.5, "bbox/AP": 7.0}) + "\n"
     )
     shapes_table.write_result(arguments, run, {"cpu": "Z80"})
-    (kept,) = shapes_table.read_results(arguments.results)
+    (kept,) = shapes_report.read_results(arguments.results)
     assert (kept["method"], kept["seed"], kept["scores"]["AP"]) == ("plain", 1, 7.0)
     assert kept["command"].startswith("python train_net.py --config-file configs/quickstart/")
     assert shapes_table.has_result(arguments, run)
@@ -127,5 +149,10 @@ def test_a_method_without_a_config_is_left_out_with_a_word(tmp_path, capsys, mon
 
 
 def test_configs_of_the_table_exist():
-    for pattern in shapes_table.CONFIGS.values():
-        assert Path(pattern.format("retinanet")).is_file()
+    assert shapes_table.CONFIGS.keys() == shapes_report.TITLES.keys()
+    for name, pattern in shapes_table.CONFIGS.items():
+        for detector in ("retinanet", "fcos", "faster_rcnn", "mask_rcnn"):
+            assert Path(pattern.format(detector)).is_file() or (name, "rcnn" in detector) == (
+                "pkd",
+                True,
+            )
