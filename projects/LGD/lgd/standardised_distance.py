@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 __all__ = ["instance_normalize", "squared_distance"]
 
@@ -23,14 +24,18 @@ def instance_normalize(x: Tensor, eps: float = _EPS) -> Tensor:
     >>> instance_normalize(torch.tensor([1.0, 3.0]).view(1, 1, 1, 2), eps=0).tolist()
     [[[[-1.0, 1.0]]]]
     """
-    return _standardise(x, eps)[0]
+    x = _at_least_float32(x)
+    if x.shape[2:].numel() == 1:
+        return x - x  # layer_norm leaves rounding errors, multiplied by eps ** -0.5
+    return F.layer_norm(x, x.shape[2:], eps=eps)
 
 
 def squared_distance(x: Tensor, z: Tensor, eps: float = _EPS) -> Tensor:
     """``((instance_normalize(x) - instance_normalize(z)) ** 2).sum()``.
 
     Keeps nothing but its inputs for the backward pass, where plain autograd would keep five maps
-    in float32: both inputs, both standardised maps and their difference.
+    in float32: both inputs, both standardised maps and their difference. They are standardised
+    again there, by the kernels of layer norm.
 
     Args:
         x, z: (N, C, H, W), any floating dtype.
@@ -45,12 +50,8 @@ def squared_distance(x: Tensor, z: Tensor, eps: float = _EPS) -> Tensor:
     return _SquaredDistance.apply(x, z, eps)
 
 
-def _standardise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Standardised ``x``, and the factors (N, C, 1, 1) by which its differences grew."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    var, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
-    factor = (var + eps).rsqrt()
-    return (x - mean).mul_(factor), factor
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _SquaredDistance(torch.autograd.Function):
@@ -58,24 +59,27 @@ class _SquaredDistance(torch.autograd.Function):
     def forward(ctx, x, z, eps):
         ctx.save_for_backward(x, z)
         ctx.eps = eps
-        return (_standardise(x, eps)[0] - _standardise(z, eps)[0]).square_().sum()
+        return (instance_normalize(x, eps) - instance_normalize(z, eps)).square_().sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, z = ctx.saved_tensors
-        normal_x, factor_x = _standardise(x, ctx.eps)
-        normal_z, factor_z = _standardise(z, ctx.eps)
-        pull = (normal_x - normal_z).mul_(2 * grad)
-        grad_x = grad_z = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _through_standardising(pull, normal_x, factor_x).to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_z = -_through_standardising(pull, normal_z, factor_z).to(z.dtype)
-        return grad_x, grad_z, None
-
-
-def _through_standardising(grad: Tensor, normal: Tensor, factor: Tensor) -> Tensor:
-    """Gradient of the standardised map -> gradient of the map: no mean, no part along itself."""
-    along = (grad * normal).mean(dim=(2, 3), keepdim=True)
-    return (grad - grad.mean(dim=(2, 3), keepdim=True)).addcmul_(normal, along, value=-1) * factor
+        maps = ctx.saved_tensors
+        wide = [_at_least_float32(x) for x in maps]
+        cells = wide[0].shape[2:]
+        if cells.numel() == 1:
+            return *(torch.zeros_like(x) for x in maps), None
+        # standardised map, mean and inverse deviation of each side
+        normal = [torch.native_layer_norm(x, cells, None, None, ctx.eps) for x in wide]
+        pull = (normal[0][0] - normal[1][0]).mul_(2 * grad)
+        gradients = [
+            torch.ops.aten.native_layer_norm_backward(
+                sign * pull, x, cells, mean, rstd, None, None, [True, False, False]
+            )[0].to(original.dtype)
+            if needed
+            else None
+            for sign, x, (_, mean, rstd), original, needed in zip(
+                (1, -1), wide, normal, maps, ctx.needs_input_grad[:2], strict=True
+            )
+        ]
+        return *gradients, None
