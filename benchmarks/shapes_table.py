@@ -13,7 +13,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +201,6 @@ def run_all(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     os.chdir(ROOT)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends the runs like Ctrl-C
     if not args.table_only:
         try:
             with user_errors():

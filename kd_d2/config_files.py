@@ -24,7 +24,6 @@ def merge_config_file(cfg: CfgNode, config_file: str, allow_unsafe: bool = False
         ValueError: it is no YAML, has a Python tag, an unknown key (the nearest are named) or a
             value of the wrong type.
     """
-    known = list(flat_keys(cfg))
     if not PathManager.isfile(config_file):
         raise FileNotFoundError(f"Config file '{config_file}' does not exist.{_near(config_file)}")
     try:
@@ -40,6 +39,7 @@ def merge_config_file(cfg: CfgNode, config_file: str, allow_unsafe: bool = False
         ) from error
     except KeyError as error:
         key = str(error.args[0]).rsplit(" ", 1)[-1]
+        known = list(flat_keys(cfg))
         raise ValueError(f"{unknown_key(key, known)[:-1]} (in '{config_file}').") from error
 
 

@@ -12,7 +12,6 @@ its feature loss). Runs that are already finished are kept; --anew makes them ag
 import argparse
 import shlex
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -85,7 +84,6 @@ def _command_line(job: Job) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends the runs like Ctrl-C
     start = time.monotonic()
     args.output.mkdir(parents=True, exist_ok=True)
     with user_errors():

@@ -22,7 +22,7 @@ from kd_d2.data.mappers import ImageError, UnusableImage
 
 from .seeding import seed_from, seeded
 
-__all__ = ["BatchOrder", "SeededItems", "build_train_loader"]
+__all__ = ["BatchOrder", "SeededItems", "build_train_loader", "check_shares"]
 
 
 class SeededItems(Dataset):
@@ -86,6 +86,19 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
                 yield waiting.pop(group)
 
 
+def check_shares(cfg: CfgNode, processes: int) -> None:
+    """
+    Raises:
+        ValueError: so many processes cannot share the batch equally.
+    """
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    if batch < 1 or batch % processes:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {batch}, which {processes} processes cannot share equally: "
+            "make it a multiple of their number."
+        )
+
+
 def build_train_loader(cfg: CfgNode, mapper) -> DataLoader:
     """Build the training loader of a config; Detectron2's data sets, filters and samplers.
 
@@ -101,11 +114,7 @@ def build_train_loader(cfg: CfgNode, mapper) -> DataLoader:
         ValueError: the batch cannot be divided among the processes.
     """
     ranks = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % ranks:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {ranks} processes cannot "
-            "share equally: make it a multiple of their number."
-        )
+    check_shares(cfg, ranks)
     parts = build_detection_train_loader.from_config(cfg, mapper=mapper)
     dataset, sampler = parts["dataset"], parts["sampler"]
     if isinstance(dataset, IterableDataset):

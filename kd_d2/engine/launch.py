@@ -14,6 +14,8 @@ from detectron2.config import CfgNode
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 
+from .data_loader import check_shares
+
 __all__ = ["LaunchError", "check_batch", "launch", "started_by_torchrun"]
 
 logger = logging.getLogger(__name__)
@@ -93,14 +95,8 @@ def check_batch(cfg: CfgNode, num_gpus: int, num_machines: int) -> None:
     processes = max(num_gpus, 1) * num_machines
     if started_by_torchrun():
         processes = int(os.environ["WORLD_SIZE"])
-    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
-    if reference:  # then the batch is scaled with the number of processes
-        processes = reference
-    if batch < 1 or batch % processes:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {batch}, which {processes} processes cannot share equally: "
-            "make it a multiple of their number."
-        )
+    # with a reference the batch is scaled with the number of processes
+    check_shares(cfg, cfg.SOLVER.REFERENCE_WORLD_SIZE or processes)
 
 
 def _join_torchrun(main: Callable, args: tuple) -> None:

@@ -126,7 +126,7 @@ def run_jobs(
 ) -> None:
     """Runs the jobs in their order, ``workers`` at a time, and keeps those that are finished.
 
-    Whatever ends this function, also Ctrl-C, ends the child processes.
+    Whatever ends this function ends the child processes, too; ``kill`` acts like Ctrl-C.
 
     Args:
         threads: CPU threads of each run.
@@ -163,9 +163,11 @@ def run_jobs(
 def _children() -> Iterator[list]:
     """A list of (job, process, ...), none of which outlives this context."""
     running: list = []
+    terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield running
     finally:
+        signal.signal(signal.SIGTERM, terminated)
         # Each has a process group of its own, so that its helpers end with it.
         for sign in (signal.SIGTERM, signal.SIGKILL):
             alive = [process for _, process, _ in running if process.poll() is None]
