@@ -65,7 +65,8 @@ def unknown_key(key: str, known: list[str]) -> str:
     # the right key below the wrong node is the commonest slip
     last = key.rsplit(".", 1)[-1].upper()
     elsewhere = [k for k in known if k.rsplit(".", 1)[-1] == last]
-    near = difflib.get_close_matches(key.upper(), elsewhere, n=5, cutoff=0.0)
-    near = near or difflib.get_close_matches(key.upper(), known, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(key.upper(), elsewhere, n=4, cutoff=0.0)
+    near += difflib.get_close_matches(key.upper(), known, n=2, cutoff=0.6)
+    near = list(dict.fromkeys(near))
     hint = f": did you mean {' or '.join(near)}?" if near else "."
     return f"Unknown config key {key}{hint}"
