@@ -30,12 +30,12 @@ assert not [m for m in sys.modules if m.split(".")[0] == "kd_d2"]
 """
 
 
-@pytest.mark.parametrize("arch", ["RetinaNet", "FasterRCNN"])
+@pytest.mark.parametrize("arch", ["RetinaNet", "FasterRCNN", "MaskRCNN"])
 def test_stock_detectron2_gives_identical_outputs(
     arch, tiny_cfg, lgd_cfg, build, random_batch, tmp_path
 ):
     cfg = lgd_cfg(arch)
-    cfg.MODEL.KD.ENABLED = arch == "RetinaNet"  # LGD's R-CNN teacher is of no matter here
+    cfg.MODEL.KD.LGD.LOAD_LABELMAP = cfg.MODEL.MASK_ON
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     cfg.TEST.DETECTIONS_PER_IMAGE = 5
     model = build(cfg).eval()
@@ -109,6 +109,7 @@ def test_students_with_our_parts_keep_their_keys(lgd_cfg, build, tmp_path):
         ("MaskRCNN", True),
         ("CascadeRCNN", True),
         ("FCOS", False),
+        ("ATSS", False),
     ],
 )
 def test_which_students_are_stock(arch, stock, tiny_cfg):

@@ -1,0 +1,74 @@
+"""Estimates of what schedules cost, for planning: GPU-hours of plain and distilled training.
+
+    python benchmarks/gpu_hours.py configs/LGD/*_2x_ms.yaml configs/LGD/*_3x_ms.yaml
+
+Nothing is timed. The arithmetic of one step on one image is counted, and converted by one measured
+time of Detectron2's model zoo (RetinaNet R-50, 0.205 s for 16 images on 8 V100s, float32). Grouped
+and deformable convolutions run slower than their arithmetic says, so expect up to twice as much
+for X-101; mixed precision and newer GPUs take a fraction.
+"""
+
+import argparse
+from pathlib import Path
+
+from detectron2.utils.events import EventStorage
+from flops import count_step
+from workload import DISTILLED, PLAIN, autocast, build_variant, load_config, make_batch
+
+from kd_d2.modeling import build_stages
+
+ZOO_CONFIG = "configs/LGD/retinanet_r50_2x_ms.yaml"
+ZOO_GPU_SECONDS = 8 * 0.205  # of an iteration with 16 images, as the zoo reports it
+ZOO_BATCH = 16
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("configs", nargs="+", help="configs of distillers")
+    parser.add_argument("--image-size", nargs=2, type=int, default=[512, 768], metavar=("H", "W"))
+    parser.add_argument("--boxes", type=int, default=8, help="objects in the image")
+    return parser.parse_args(argv)
+
+
+def gflop(path: str, variant: str, image_size: list[int], boxes: int) -> float:
+    """10^9 multiplications and additions of a training step on one image."""
+    cfg = load_config(path, "cpu")
+    model = build_variant(cfg, variant)
+    num_classes = build_stages(getattr(model, "student", model)).num_classes
+    batch = make_batch(num_classes, 1, *image_size, boxes, masks=cfg.MODEL.MASK_ON)
+    with EventStorage():
+        return count_step(lambda: model(batch), autocast(cfg))[1] / 1e9
+
+
+def gpu_hours(per_image: float, zoo_per_image: float, iterations: int, batch: int) -> float:
+    """
+    Args:
+        per_image, zoo_per_image: arithmetic of a step on an image, of this detector and of the
+            zoo's RetinaNet R-50.
+
+    >>> round(gpu_hours(2.0, 1.0, 180000, 16))
+    164
+    """
+    seconds = ZOO_GPU_SECONDS * per_image / zoo_per_image
+    return seconds * batch / ZOO_BATCH * iterations / 3600
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    zoo = gflop(ZOO_CONFIG, PLAIN, args.image_size, args.boxes)
+    print("| config | iterations | GFLOP an image, plain | distilled | ratio | ", end="")
+    print("GPU-hours (V100), plain | distilled |\n|---|---:|---:|---:|---:|---:|---:|")
+    for path in args.configs:
+        solver = load_config(path, "cpu").SOLVER
+        counts = [gflop(path, v, args.image_size, args.boxes) for v in (PLAIN, DISTILLED)]
+        hours = [gpu_hours(x, zoo, solver.MAX_ITER, solver.IMS_PER_BATCH) for x in counts]
+        print(
+            f"| {Path(path).stem} | {solver.MAX_ITER:,} | {counts[0]:.0f} | {counts[1]:.0f} | "
+            f"{counts[1] / counts[0]:.2f} | {hours[0]:.0f} | {hours[1]:.0f} |",
+            flush=True,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
