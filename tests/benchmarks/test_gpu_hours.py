@@ -18,5 +18,7 @@ def test_the_table(monkeypatch, capsys):
 def test_arithmetic_is_counted(monkeypatch):
     monkeypatch.chdir(gpu_hours.Path(gpu_hours.__file__).parents[1])
     path = "configs/quickstart/lgd_retinanet.yaml"
-    counts = [gpu_hours.gflop(path, v, [160, 160], 2) for v in (gpu_hours.PLAIN, gpu_hours.DISTILLED)]
+    counts = [
+        gpu_hours.gflop(path, v, [160, 160], 2) for v in (gpu_hours.PLAIN, gpu_hours.DISTILLED)
+    ]
     assert 0 < counts[0] < counts[1]
