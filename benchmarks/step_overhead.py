@@ -19,6 +19,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from flops import count_step, flop_counter
 from timing import PartMeter, alternate, clock, medians
+from torch.autograd.graph import saved_tensors_hooks
 from workload import (
     DISTILLED,
     OFF,
@@ -61,7 +62,8 @@ def _model_and_batch(args: argparse.Namespace, cfg, variant: str):
 
 
 def peak_memory_here(args: argparse.Namespace, cfg) -> dict[str, float]:
-    """MiB: the peak of a few steps of one variant in this process, and what was there before."""
+    """MiB of one variant: the peak of a few steps in this process, what was there before, and what
+    autograd keeps of a forward pass."""
     cuda = args.device.startswith("cuda")
     before = 0.0 if cuda else _resident_peak()
     model, batch = _model_and_batch(args, cfg, args.memory_of)
@@ -69,7 +71,25 @@ def peak_memory_here(args: argparse.Namespace, cfg) -> dict[str, float]:
     for _ in range(_MEMORY_STEPS):
         step()
     peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _resident_peak()
-    return {"peak": peak, "before": before}
+    kept = kept_for_backward(model, batch, autocast(cfg))
+    return {"peak": peak, "before": before, "kept": kept}
+
+
+def kept_for_backward(model: torch.nn.Module, batch: list[dict], context) -> float:
+    """MiB of activations that autograd holds when the forward pass is over; no parameters."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor), context:
+        losses = model(batch)  # holds the graph, so that no storage is given to another tensor
+    del losses
+    return sum(kept.values()) / 2**20
 
 
 def _resident_peak() -> float:
@@ -149,16 +169,19 @@ def step_table(rows: list[dict]) -> str:
     """Markdown: one line for each variant; beside each ratio the one that arithmetic predicts."""
     lines = [
         "| training step | median | ratio | of the fastest | of FLOPs | GFLOP forward "
-        "| GFLOP in all | peak memory | |",
+        "| GFLOP in all | kept for backward | peak memory |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    plain = rows[0]["memory"]["peak"]
+    plain = rows[0]["memory"]
     for r in rows:
-        peak = r["memory"]["peak"]
+        kept, peak = (
+            f"{r['memory'][k]:.0f} MiB ({100 * (r['memory'][k] / plain[k] - 1):+.0f} %)"
+            for k in ("kept", "peak")
+        )
         lines.append(
             f"| {r['variant']} | {1e3 * r['median']:.1f} ms | {r['ratio']:.3f} "
             f"| {r['fastest_ratio']:.3f} | {r['predicted']:.3f} | {r['gflop_forward']:.1f} "
-            f"| {r['gflop']:.1f} | {peak:.0f} MiB | {100 * (peak / plain - 1):+.0f} % |"
+            f"| {r['gflop']:.1f} | {kept} | {peak} |"
         )
     return "\n".join(lines)
 

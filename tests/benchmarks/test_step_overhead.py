@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_a_plain_config_is_refused_in_one_sentence(capsys):
 
 def test_tables_show_measured_and_predicted_ratios():
     def row(variant, seconds, gflop, peak):
-        memory = {"peak": peak, "before": 700.0}
+        memory = {"peak": peak, "before": 700.0, "kept": peak / 10}
         return {"variant": variant, "median": seconds, "ratio": seconds / 0.1, "memory": memory} | {
             "gflop_forward": gflop / 3,
             "gflop": gflop,
@@ -82,13 +83,13 @@ def test_tables_show_measured_and_predicted_ratios():
 
     rows = [row(PLAIN, 0.1, 6.0, 1000.0), row(DISTILLED, 0.174, 12.5, 1170.0)]
     plain, distilled = step_overhead.step_table(rows).splitlines()[2:]
-    assert (
-        plain
-        == "| plain student | 100.0 ms | 1.000 | 0.990 | 1.000 | 2.0 | 6.0 | 1000 MiB | +0 % |"
+    assert plain == (
+        "| plain student | 100.0 ms | 1.000 | 0.990 | 1.000 | 2.0 | 6.0 | 100 MiB (+0 %) "
+        "| 1000 MiB (+0 %) |"
     )
-    assert (
-        distilled
-        == "| distilled | 174.0 ms | 1.740 | 1.730 | 2.083 | 4.2 | 12.5 | 1170 MiB | +17 % |"
+    assert distilled == (
+        "| distilled | 174.0 ms | 1.740 | 1.730 | 2.083 | 4.2 | 12.5 | 117 MiB (+17 %) "
+        "| 1170 MiB (+17 %) |"
     )
     assert "700 MiB of it before" in step_overhead.memory_note("cpu", rows)
     assert "max_memory_allocated" in step_overhead.memory_note("cuda", rows)
@@ -100,6 +101,19 @@ def test_tables_show_measured_and_predicted_ratios():
     teacher, optimiser = step_overhead.parts_table(parts).splitlines()[3:]
     assert teacher == "| teacher | 20.0 ms | 0.400 | 0.250 | 0.50 |"
     assert optimiser == "| optimiser | 10.0 ms | 0.200 |  |  |"
+
+
+def test_activations_that_are_kept_are_counted_once():
+    layer = torch.nn.Linear(256, 256)
+
+    def model(x):
+        y = layer(x).relu()  # keeps x and y; the weight is no activation
+        return {"loss": y.sum() + (y * 2).sum()}
+
+    model.parameters = layer.parameters
+    x = torch.randn(1024, 256, requires_grad=True)  # 1 MiB, as is y
+    kept = step_overhead.kept_for_backward(model, x, nullcontext())
+    assert kept == pytest.approx(2.0)
 
 
 @pytest.mark.slow
@@ -116,6 +130,7 @@ def test_end_to_end(tmp_path, capsys):
     for r in result["steps"]:
         assert len(r["seconds"]) == 2
         assert r["memory"]["peak"] > r["memory"]["before"] > 0
+        assert 0 < r["memory"]["kept"] <= distilled["memory"]["kept"]
     parts = {r["part"]: r for r in result["parts"]}
     forward = [r["gflop"] for r in result["parts"] if r["gflop"] is not None]
     assert sum(forward) == pytest.approx(distilled["gflop_forward"])
