@@ -15,10 +15,12 @@ def test_the_table(monkeypatch, capsys):
     assert row == "| retinanet_r50_2x_ms | 180,000 | 100 | 170 | 1.70 | 82 | 139 |"
 
 
-def test_arithmetic_is_counted(monkeypatch):
+def test_arithmetic_is_counted_and_carried_on(monkeypatch):
     monkeypatch.chdir(gpu_hours.Path(gpu_hours.__file__).parents[1])
-    path = "configs/quickstart/lgd_retinanet.yaml"
-    counts = [
-        gpu_hours.gflop(path, v, [160, 160], 2) for v in (gpu_hours.PLAIN, gpu_hours.DISTILLED)
-    ]
-    assert 0 < counts[0] < counts[1]
+    monkeypatch.setattr(gpu_hours, "COUNTED_AT", ((160, 160), (160, 320)))
+    path, plain = "configs/quickstart/lgd_retinanet.yaml", gpu_hours.PLAIN
+    one, two = (gpu_hours.gflop(path, plain, size, 2) for size in ([160, 160], [320, 320]))
+    # a dense detector's arithmetic is in proportion to the area, but for rounded-up levels
+    assert 3.5 * one < two < 4.1 * one
+    assert gpu_hours.gflop(path, gpu_hours.DISTILLED, [160, 160], 2) > one
+    assert gpu_hours.carry_on((1, 10.0), (2, 14.0), area=5) == 26.0
