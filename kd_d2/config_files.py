@@ -47,7 +47,10 @@ def _near(path: str) -> str:
     folder, name = os.path.split(path)
     if not os.path.isdir(folder or "."):
         return ""
-    near = difflib.get_close_matches(name, os.listdir(folder or "."), n=1)
+    names = os.listdir(folder or ".")
+    # a name that breaks off (fcos_r50) is more than one with other letters in it (fcos_x101)
+    longer = sorted(n for n in names if n.startswith(os.path.splitext(name)[0] + "_"))
+    near = longer[:1] or difflib.get_close_matches(name, names, n=1)
     return f" Did you mean '{os.path.join(folder, near[0])}'?" if near else ""
 
 

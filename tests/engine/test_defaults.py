@@ -51,6 +51,13 @@ def test_wrong_files(config, tmp_path):
         load_config(config("MODEL: [1\n", "broken.yaml"))
 
 
+def test_a_config_name_that_breaks_off_is_completed(tmp_path):
+    for name in ("fcos_x101.yaml", "fcos_r50_2x_ms.yaml"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(FileNotFoundError, match="Did you mean '.*fcos_r50_2x_ms.yaml'"):
+        load_config(str(tmp_path / "fcos_r50.yaml"))
+
+
 def test_python_tags_do_not_run(config, tmp_path):
     witness = tmp_path / "witness"
     tag = f"SEED: !!python/object/apply:os.system ['touch {witness}']\nVERSION: 2\n"
