@@ -14,7 +14,7 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 class TeacherInference(nn.Module):
     """A distiller whose eval-mode output is its teacher's instead of its student's.
 
-    For a label encoder that output is made with the ground truth (LGD section 13): a diagnosis
+    For a label encoder that output is made with the ground truth: a diagnosis
     and an upper bound, never a result.
     """
 

@@ -1,6 +1,6 @@
 """Learning-rate schedules: Detectron2's for each optimiser, stepping together.
 
-Detectron2's ``WarmupMultiStepLR`` is LGD's schedule (section 10.4):
+Detectron2's ``WarmupMultiStepLR`` is LGD's schedule:
 ``lr(it) = base * warm(it) * GAMMA^(milestones <= it)``.
 """
 

@@ -1,6 +1,6 @@
 """Optimisers from a config: the student's, and a trainable teacher's with settings of its own.
 
-LGD section 10.3: the student's optimiser owns the student and the distillation heads, the
+As in LGD (arXiv 2109.11496): the student's optimiser owns the student and the distillation heads, the
 teacher's owns the teacher; each clips its own gradients, and both step together.
 """
 

@@ -1,4 +1,4 @@
-"""The phase in which the student's raw backbone does not train (LGD section 10.1, step 4)."""
+"""The phase in which the student's raw backbone does not train (LGD, arXiv 2109.11496)."""
 
 import gc
 import logging

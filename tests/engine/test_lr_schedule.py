@@ -15,7 +15,7 @@ class Distiller(nn.Module):
 
 
 def formula(it, base, steps, gamma=0.1, warmup=1000, factor=1e-3):
-    """lr(it) = base * warm(it) * gamma^(milestones <= it), spec section 10.4."""
+    """lr(it) = base * warm(it) * gamma^(milestones <= it), as LGD was published."""
     alpha = min(it / warmup, 1.0)
     warm = factor * (1 - alpha) + alpha
     return base * warm * gamma ** sum(step <= it for step in steps)
