@@ -1,7 +1,7 @@
 """Optimisers from a config: the student's, and a trainable teacher's with settings of its own.
 
-As in LGD (arXiv 2109.11496): the student's optimiser owns the student and the distillation heads, the
-teacher's owns the teacher; each clips its own gradients, and both step together.
+As in LGD (arXiv 2109.11496), the student's optimiser owns the student and the distillation heads,
+the teacher's owns the teacher; each clips its own gradients, and both step together.
 """
 
 from collections.abc import Callable, Iterable
