@@ -67,13 +67,12 @@ setup(
         "iopath>=0.1.9,<0.1.11",
         "portalocker>=2.0",
         "tqdm>=4.60",
+        "gdown>=6.5,<7",  # files of the model zoo that lie in Google Drive
         # Detectron2's visualiser imports cv2. The plain opencv-python wheel wants libGL and
         # libgthread from the system, which a bare server lacks; the headless one wants nothing.
         "opencv-python-headless>=4.7",
     ],
     extras_require={
-        # fetches files of Google Drive for tools/model_zoo.py, which says so where it is missing
-        "gdrive": ["gdown>=6.5,<7"],
         "test": ["pytest>=7.4", "pytest-xdist>=3.3", "hypothesis>=6.80", "ruff>=0.9"],
     },
 )
