@@ -1,10 +1,12 @@
 """A tiny FCOS and batches for its tests."""
 
 import torch
+from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import Boxes, Instances
 from torch import nn
+from torchvision.ops import nms
 
 from kd_d2.modeling.detectors import FCOS, FCOSHead
 
@@ -46,12 +48,39 @@ def tiny_fcos(seed=0, **kwargs):
     )
 
 
+def resnet_18_cfg(arch, add_config):
+    """Detectron2's config with one node of ours, for a detector on a small ResNet."""
+    cfg = get_cfg()
+    add_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.META_ARCHITECTURE = arch
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    cfg.MODEL[arch].NUM_CLASSES = K
+    return cfg
+
+
 def image(boxes, classes, size=(64, 96), seed=0):
     instances = Instances(size)
     instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     instances.gt_classes = torch.tensor(classes, dtype=torch.long)
     pixels = torch.rand(3, *size, generator=torch.Generator().manual_seed(seed)) * 255
     return {"image": pixels, "instances": instances}
+
+
+def slow_nms(model, boxes, scores, classes):
+    """Class by class, over lists of all candidates of an image."""
+    boxes, scores, classes = torch.tensor(boxes), torch.tensor(scores), torch.tensor(classes)
+    kept = []
+    for k in range(K):
+        of_class = torch.where(classes == k)[0]
+        kept.append(of_class[nms(boxes[of_class], scores[of_class], model.test_nms_thresh)])
+    kept = torch.cat(kept)
+    kept = kept[scores[kept].argsort(descending=True)][: model.max_detections_per_image]
+    return boxes[kept], scores[kept], classes[kept]
 
 
 BATCH = [

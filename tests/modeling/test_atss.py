@@ -8,7 +8,7 @@ from atss_cases import slow_assignment, slow_decode, slow_iou, tiny_atss
 from fcos_cases import BATCH, EMPTY, STRIDES, K, image
 from torch import nn
 
-from kd_d2.modeling.detectors import fcos as fcos_module
+from kd_d2.modeling.detectors import one_per_cell
 
 BRANCHES = ["iou", "centerness"]
 TINY = image([[17, 17, 18.5, 19], [33.2, 40.1, 34, 41]], [0, 2])  # between the centres of anchors
@@ -235,7 +235,7 @@ def test_normalisers_are_means_over_gpus(branch, monkeypatch):
     """Twice as many positives on the other GPU: the mean is 1.5 times ours."""
     model = tiny_atss(branch=branch)
     alone = model(BATCH)
-    monkeypatch.setattr(fcos_module.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(one_per_cell.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.mul_(3))
     for name, value in model(BATCH).items():
         torch.testing.assert_close(value, alone[name] / 1.5)

@@ -5,27 +5,16 @@ import math
 import pytest
 import torch
 from atss_cases import tiny_atss
-from detectron2.config import get_cfg
 from detectron2.layers import CycleBatchNormList, ShapeSpec
 from detectron2.modeling import build_model
-from fcos_cases import BATCH, K
+from fcos_cases import BATCH, K, resnet_18_cfg
 from torch import nn
 
 from kd_d2.modeling.detectors import ATSS, ATSSHead, add_atss_config
 
 
 def atss_cfg():
-    cfg = get_cfg()
-    add_atss_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.META_ARCHITECTURE = "ATSS"
-    cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
-    cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
-    cfg.MODEL.FPN.OUT_CHANNELS = 32
-    cfg.MODEL.ATSS.NUM_CLASSES = K
-    return cfg
+    return resnet_18_cfg("ATSS", add_atss_config)
 
 
 def test_builds_from_a_config_with_the_published_settings():

@@ -6,10 +6,7 @@ import pytest
 import torch
 from atss_cases import slow_decode, tiny_atss
 from detectron2.structures import ImageList
-from fcos_cases import BATCH, STRIDES, K
-from torchvision.ops import nms
-
-from kd_d2.modeling.detectors import atss as atss_module
+from fcos_cases import BATCH, STRIDES, K, slow_nms
 
 SHAPES = [(64 // s, 96 // s) for s in STRIDES.values()]
 
@@ -46,14 +43,7 @@ def slow_inference(model, predictions, n, image_size, topk):
                     boxes.append([box[0], box[2], box[1], box[3]])
                     scores.append(p * q)
                     classes.append(k)
-    boxes, scores, classes = torch.tensor(boxes), torch.tensor(scores), torch.tensor(classes)
-    kept = []
-    for k in range(K):
-        of_class = torch.where(classes == k)[0]
-        kept.append(of_class[nms(boxes[of_class], scores[of_class], model.test_nms_thresh)])
-    kept = torch.cat(kept)
-    kept = kept[scores[kept].argsort(descending=True)][: model.max_detections_per_image]
-    return boxes[kept], scores[kept], classes[kept]
+    return slow_nms(model, boxes, scores, classes)
 
 
 @pytest.mark.parametrize("branch", ["iou", "centerness"])
@@ -98,9 +88,9 @@ def test_a_level_keeps_its_best_anchors_with_all_their_classes():
 def test_nothing_is_detected_in_the_padding(monkeypatch):
     model = tiny_atss().eval()
     seen = []
-    best_detections = atss_module.best_detections
+    best_detections = model.best_detections
     monkeypatch.setattr(
-        atss_module, "best_detections", lambda *a: seen.append(a[1]) or best_detections(*a)
+        model, "best_detections", lambda *a: seen.append(a[1]) or best_detections(*a)
     )
     small, large = ({"image": x["image"]} for x in (BATCH[1], BATCH[0]))
     model([small, large])

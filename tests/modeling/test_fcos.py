@@ -7,7 +7,7 @@ import torch
 from fcos_cases import BATCH, EMPTY, STRIDES, K, tiny_fcos
 from torch import nn
 
-from kd_d2.modeling.detectors import fcos as fcos_module
+from kd_d2.modeling.detectors import one_per_cell
 
 
 def slow_losses(model, batch):
@@ -143,7 +143,7 @@ def test_normalisers_are_means_over_gpus(monkeypatch):
     """Twice as many positives on the other GPU: the mean is 1.5 times ours."""
     model = tiny_fcos()
     alone = model(BATCH)
-    monkeypatch.setattr(fcos_module.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(one_per_cell.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.mul_(3))
     for name, value in model(BATCH).items():
         torch.testing.assert_close(value, alone[name] / 1.5)

@@ -3,25 +3,14 @@
 import math
 
 import pytest
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from fcos_cases import BATCH, K, tiny_fcos
+from fcos_cases import BATCH, K, resnet_18_cfg, tiny_fcos
 
 from kd_d2.modeling.detectors import FCOS, add_fcos_config
 
 
 def fcos_cfg():
-    cfg = get_cfg()
-    add_fcos_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.META_ARCHITECTURE = "FCOS"
-    cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
-    cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
-    cfg.MODEL.FPN.OUT_CHANNELS = 32
-    cfg.MODEL.FCOS.NUM_CLASSES = K
-    return cfg
+    return resnet_18_cfg("FCOS", add_fcos_config)
 
 
 def test_builds_from_a_config_with_the_published_settings():

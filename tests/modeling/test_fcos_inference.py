@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 from detectron2.structures import ImageList
-from fcos_cases import BATCH, STRIDES, K, tiny_fcos
+from fcos_cases import BATCH, STRIDES, K, slow_nms, tiny_fcos
 from torch import nn
-from torchvision.ops import nms
 
 
 def slow_inference(model, predictions, image_size, topk):
@@ -31,14 +30,7 @@ def slow_inference(model, predictions, image_size, topk):
             boxes.append([x - left, y - top, x + right, y + bottom])
             scores.append(math.sqrt(p / (1 + math.exp(-centerness[0, i, j].item()))))
             classes.append(k)
-    boxes, scores, classes = torch.tensor(boxes), torch.tensor(scores), torch.tensor(classes)
-    kept = []
-    for k in range(K):
-        of_class = torch.where(classes == k)[0]
-        kept.append(of_class[nms(boxes[of_class], scores[of_class], model.test_nms_thresh)])
-    kept = torch.cat(kept)
-    kept = kept[scores[kept].argsort(descending=True)][: model.max_detections_per_image]
-    return boxes[kept], scores[kept], classes[kept]
+    return slow_nms(model, boxes, scores, classes)
 
 
 @pytest.mark.parametrize("topk, threshold, limit", [(1000, 0.0, 1000), (20, 0.45, 30), (5, 0.5, 8)])

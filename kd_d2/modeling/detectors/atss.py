@@ -13,15 +13,12 @@ from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import Backbone
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
-from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_d2.modeling.detectors.atss_head import ATSSHead
 from kd_d2.modeling.detectors.atss_targets import centres_of, decode_deltas, match_anchors
-from kd_d2.modeling.detectors.fcos import best_detections, mean_over_gpus
 from kd_d2.modeling.detectors.fcos_targets import (
     centerness_targets,
     distances_to_boxes,
@@ -29,6 +26,7 @@ from kd_d2.modeling.detectors.fcos_targets import (
     iou_of_distances,
     pad_objects,
 )
+from kd_d2.modeling.detectors.one_per_cell import OnePerCellDetector, mean_over_gpus
 
 _BRANCHES = ("iou", "centerness")
 
@@ -73,7 +71,7 @@ def add_atss_config(cfg: CN) -> None:
 
 
 @META_ARCH_REGISTRY.register()
-class ATSS(DenseDetector):
+class ATSS(OnePerCellDetector):
     """Adaptive training sample selection (arXiv 1912.02424)."""
 
     @configurable
@@ -111,11 +109,21 @@ class ATSS(DenseDetector):
             ValueError: an unknown branch.
         """
         super().__init__(
-            backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
+            backbone=backbone,
+            head=head,
+            head_in_features=head_in_features,
+            num_classes=num_classes,
+            focal_loss_alpha=focal_loss_alpha,
+            focal_loss_gamma=focal_loss_gamma,
+            test_score_thresh=test_score_thresh,
+            test_topk_candidates=test_topk_candidates,
+            test_nms_thresh=test_nms_thresh,
+            max_detections_per_image=max_detections_per_image,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
         )
         if branch not in _BRANCHES:
             raise ValueError(f'MODEL.ATSS.BRANCH is {branch!r}: it must be "iou" or "centerness".')
-        self.num_classes = num_classes
         self.branch = branch
         shapes = backbone.output_shape()
         strides = [shapes[f].stride for f in head_in_features]
@@ -127,14 +135,8 @@ class ATSS(DenseDetector):
         )
         self.bbox_reg_weights = tuple(bbox_reg_weights)
         self.topk = topk
-        self.focal_loss_alpha = focal_loss_alpha
-        self.focal_loss_gamma = focal_loss_gamma
         self.box_loss_weight = box_loss_weight
         self.branch_loss_weight = branch_loss_weight
-        self.test_score_thresh = test_score_thresh
-        self.test_topk_candidates = test_topk_candidates
-        self.test_nms_thresh = test_nms_thresh
-        self.max_detections_per_image = max_detections_per_image
 
     @classmethod
     def from_config(cls, cfg):
@@ -163,21 +165,6 @@ class ATSS(DenseDetector):
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
-    def forward_training(
-        self,
-        images: ImageList,
-        features: list[Tensor],
-        predictions: tuple[list[Tensor], list[Tensor], list[Tensor]],
-        gt_instances: list[Instances],
-    ) -> dict[str, Tensor]:
-        """The losses of a batch; ``predictions`` are the head's."""
-        logits, deltas, quality = self._transpose_dense_predictions(
-            predictions, [self.num_classes, 4, 1]
-        )
-        anchors = self.anchor_generator(features)
-        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
-        return self.losses(anchors, logits, gt_labels, deltas, gt_boxes, quality)
-
     @torch.no_grad()
     def label_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
@@ -195,9 +182,8 @@ class ATSS(DenseDetector):
         boxes, classes = pad_objects(gt_instances)
         valid = self.valid_anchors(anchors, [x.image_size for x in gt_instances])
         index, matched = match_anchors([a.tensor for a in anchors], valid, boxes, self.topk)
-        labels = classes.gather(1, index).where(matched, self.num_classes)
+        labels, matched_boxes = self.labels_and_boxes(index, matched, boxes, classes)
         labels = labels.where(cat(valid, dim=1), -1)
-        matched_boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
         return list(labels), list(matched_boxes)
 
     def valid_anchors(
@@ -246,8 +232,7 @@ class ATSS(DenseDetector):
             cat(x, dim=1).float() for x in (pred_logits, pred_deltas, pred_quality)
         )
         labels = torch.stack(gt_labels)  # (N, R)
-        valid = labels >= 0
-        positive = valid & (labels != self.num_classes)
+        positive = (labels >= 0) & (labels != self.num_classes)
 
         squares = Boxes.cat(anchors).tensor  # (R, 4)
         points = centres_of(squares)
@@ -266,10 +251,6 @@ class ATSS(DenseDetector):
         count = positive.sum(1).clamp(min=1).sum()
         count, weight_sum = mean_over_gpus(torch.stack((count, weights.sum())))
 
-        one_hot = labels[..., None] == torch.arange(self.num_classes, device=labels.device)
-        focal = sigmoid_focal_loss_jit(
-            logits, one_hot.float(), alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
-        )
         giou = (giou_loss_of_distances(predicted, targets) * weights).sum()
         giou = giou / (count if self.branch == "iou" else weight_sum)
         bce = F.binary_cross_entropy_with_logits(
@@ -277,7 +258,7 @@ class ATSS(DenseDetector):
         )
         bce = bce.where(positive, 0.0).sum() / count
         return {
-            "loss_cls": focal.sum(-1).where(valid, 0.0).sum() / count,
+            "loss_cls": self.focal_loss(logits, labels) / count,
             "loss_box_reg": self.box_loss_weight * giou,
             f"loss_{self.branch}": self.branch_loss_weight * bce,
         }
@@ -310,11 +291,7 @@ class ATSS(DenseDetector):
             candidates = [
                 self._candidates(image_size, a, s[i], d[i], q[i]) for a, s, d, q in levels
             ]
-            results.append(
-                best_detections(
-                    image_size, candidates, self.test_nms_thresh, self.max_detections_per_image
-                )
-            )
+            results.append(self.best_detections(image_size, candidates))
         return results
 
     def _candidates(

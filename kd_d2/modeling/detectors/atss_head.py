@@ -3,13 +3,16 @@
 Shapes: N images, K classes, C channels, H_l x W_l cells of level l.
 """
 
-import math
-
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from kd_d2.modeling.detectors.fcos_head import Scale, make_tower, tower_channels
+from kd_d2.modeling.detectors.fcos_head import (
+    Scale,
+    initialize_head,
+    make_tower,
+    tower_channels,
+)
 
 
 class ATSSHead(nn.Module):
@@ -51,12 +54,7 @@ class ATSSHead(nn.Module):
         self.quality = nn.Conv2d(channels, 1, kernel_size=3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in input_shape)
 
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+        initialize_head(self, prior_prob)
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]):

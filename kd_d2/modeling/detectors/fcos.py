@@ -9,14 +9,11 @@ Shapes: N images, R points of all levels together, K classes. Without anchors, o
 import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
-from detectron2.layers import batched_nms, cat
+from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import Backbone
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils import comm
-from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +26,7 @@ from kd_d2.modeling.detectors.fcos_targets import (
     match_points,
     pad_objects,
 )
+from kd_d2.modeling.detectors.one_per_cell import OnePerCellDetector, mean_over_gpus
 
 
 def add_fcos_config(cfg: CN) -> None:
@@ -66,7 +64,7 @@ def add_fcos_config(cfg: CN) -> None:
 
 
 @META_ARCH_REGISTRY.register()
-class FCOS(DenseDetector):
+class FCOS(OnePerCellDetector):
     """Fully convolutional one-stage detector (arXiv 1904.01355, 2006.09214)."""
 
     @configurable
@@ -100,9 +98,19 @@ class FCOS(DenseDetector):
             ValueError: limits whose number does not fit the levels, or that do not increase.
         """
         super().__init__(
-            backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
+            backbone=backbone,
+            head=head,
+            head_in_features=head_in_features,
+            num_classes=num_classes,
+            focal_loss_alpha=focal_loss_alpha,
+            focal_loss_gamma=focal_loss_gamma,
+            test_score_thresh=test_score_thresh,
+            test_topk_candidates=test_topk_candidates,
+            test_nms_thresh=test_nms_thresh,
+            max_detections_per_image=max_detections_per_image,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
         )
-        self.num_classes = num_classes
         shapes = backbone.output_shape()
         strides = [shapes[f].stride for f in head_in_features]
         # A point is represented as the square of one stride around it.
@@ -117,12 +125,6 @@ class FCOS(DenseDetector):
             )
         self.level_ranges = level_ranges(sizes)
         self.center_sampling_radius = center_sampling_radius
-        self.focal_loss_alpha = focal_loss_alpha
-        self.focal_loss_gamma = focal_loss_gamma
-        self.test_score_thresh = test_score_thresh
-        self.test_topk_candidates = test_topk_candidates
-        self.test_nms_thresh = test_nms_thresh
-        self.max_detections_per_image = max_detections_per_image
 
     @classmethod
     def from_config(cls, cfg):
@@ -146,21 +148,6 @@ class FCOS(DenseDetector):
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
-    def forward_training(
-        self,
-        images: ImageList,
-        features: list[Tensor],
-        predictions: tuple[list[Tensor], list[Tensor], list[Tensor]],
-        gt_instances: list[Instances],
-    ) -> dict[str, Tensor]:
-        """The losses of a batch; ``predictions`` are the head's."""
-        logits, distances, centerness = self._transpose_dense_predictions(
-            predictions, [self.num_classes, 4, 1]
-        )
-        anchors = self.anchor_generator(features)
-        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
-        return self.losses(anchors, logits, gt_labels, distances, gt_boxes, centerness)
-
     @torch.no_grad()
     def label_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
@@ -181,8 +168,7 @@ class FCOS(DenseDetector):
 
         boxes, classes = pad_objects(gt_instances)
         index, matched = match_points(points, strides, ranges, boxes, self.center_sampling_radius)
-        labels = classes.gather(1, index).where(matched, self.num_classes)
-        matched_boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+        labels, matched_boxes = self.labels_and_boxes(index, matched, boxes, classes)
         return list(labels), list(matched_boxes)
 
     def _levels(self, anchors: list[Boxes]):
@@ -213,8 +199,7 @@ class FCOS(DenseDetector):
             cat(x, dim=1).float() for x in (pred_logits, pred_distances, pred_centerness)
         )
         labels = torch.stack(gt_labels)  # (N, R)
-        valid = labels >= 0
-        positive = valid & (labels != self.num_classes)
+        positive = (labels >= 0) & (labels != self.num_classes)
 
         points = Boxes.cat(anchors).get_centers()
         targets = distances_to_boxes(points, torch.stack(gt_boxes).float())  # (N, R, 4)
@@ -222,16 +207,12 @@ class FCOS(DenseDetector):
         ctr_targets = centerness_targets(targets) * positive
         num_positive, ctr_sum = mean_over_gpus(torch.stack((positive.sum(), ctr_targets.sum())))
 
-        one_hot = labels[..., None] == torch.arange(self.num_classes, device=labels.device)
-        focal = sigmoid_focal_loss_jit(
-            logits, one_hot.float(), alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
-        )
         giou = giou_loss_of_distances(distances.where(positive[..., None], 1.0), targets)
         bce = F.binary_cross_entropy_with_logits(
             centerness.squeeze(-1), ctr_targets, reduction="none"
         )
         return {
-            "loss_cls": focal.sum(-1).where(valid, 0.0).sum() / num_positive,
+            "loss_cls": self.focal_loss(logits, labels) / num_positive,
             "loss_box_reg": (giou * ctr_targets).sum() / ctr_sum,
             "loss_centerness": bce.where(positive, 0.0).sum() / num_positive,
         }
@@ -256,11 +237,7 @@ class FCOS(DenseDetector):
         results = []
         for i, image_size in enumerate(images.image_sizes):
             candidates = [self._candidates(p, s[i], d[i], c[i]) for p, s, d, c in levels]
-            results.append(
-                best_detections(
-                    image_size, candidates, self.test_nms_thresh, self.max_detections_per_image
-                )
-            )
+            results.append(self.best_detections(image_size, candidates))
         return results
 
     def _candidates(
@@ -278,34 +255,3 @@ class FCOS(DenseDetector):
         centres, sides = points[point], distances[point]
         boxes = cat((centres - sides[:, :2], centres + sides[:, 2:]), dim=1)
         return boxes, (best * centerness[point]).sqrt(), index % self.num_classes
-
-
-def best_detections(
-    image_size: tuple[int, int],
-    candidates: list[tuple[Tensor, Tensor, Tensor]],
-    nms_thresh: float,
-    max_detections: int,
-) -> Instances:
-    """NMS within each class over the candidates of all levels of an image.
-
-    Args:
-        candidates: boxes (k, 4), scores (k,) and classes (k,) of each level.
-    """
-    boxes, scores, classes = (cat(x) for x in zip(*candidates, strict=True))
-    keep = batched_nms(boxes, scores, classes, nms_thresh)[:max_detections]
-    return Instances(
-        image_size,
-        pred_boxes=Boxes(boxes[keep]),
-        scores=scores[keep],
-        pred_classes=classes[keep],
-    )
-
-
-def mean_over_gpus(values: Tensor) -> Tensor:
-    """Mean over the processes, at least 1; stays on the device."""
-    values = values.float()
-    world_size = comm.get_world_size()
-    if world_size > 1:
-        torch.distributed.all_reduce(values)
-        values = values / world_size
-    return values.clamp(min=1)

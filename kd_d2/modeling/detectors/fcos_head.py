@@ -73,11 +73,7 @@ class FCOSHead(nn.Module):
         self.centerness = nn.Conv2d(channels, 1, kernel_size=3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in input_shape)
 
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
-        nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+        initialize_head(self, prior_prob)
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]):
@@ -142,6 +138,21 @@ def tower_channels(input_shape: list[ShapeSpec], norm: str, arch: str) -> int:
             f"MODEL.{arch}.NORM to 'BN'."
         )
     return channels
+
+
+def initialize_head(head: nn.Module, prior_prob: float) -> None:
+    """Normal weights and zero biases; every class begins with a probability.
+
+    Args:
+        head: with ``cls_score``, its class prediction.
+        prior_prob: that probability.
+    """
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    nn.init.constant_(head.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
 
 
 def make_tower(

@@ -1,0 +1,115 @@
+"""What FCOS and ATSS share: one prediction a cell, of classes, a box, and a third number.
+
+Shapes: N images, R anchors (or points) of all levels together, M boxes of an image, K classes.
+"""
+
+import torch
+from detectron2.layers import batched_nms, cat
+from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils import comm
+from fvcore.nn import sigmoid_focal_loss_jit
+from torch import Tensor, nn
+
+
+class OnePerCellDetector(DenseDetector):
+    """Subclasses set ``anchor_generator`` and have ``label_anchors`` and ``losses``."""
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: nn.Module,
+        head_in_features: list[str],
+        num_classes: int,
+        focal_loss_alpha: float,
+        focal_loss_gamma: float,
+        test_score_thresh: float,
+        test_topk_candidates: int,
+        test_nms_thresh: float,
+        max_detections_per_image: int,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+    ):
+        super().__init__(
+            backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
+        )
+        self.num_classes = num_classes
+        self.focal_loss_alpha = focal_loss_alpha
+        self.focal_loss_gamma = focal_loss_gamma
+        self.test_score_thresh = test_score_thresh
+        self.test_topk_candidates = test_topk_candidates
+        self.test_nms_thresh = test_nms_thresh
+        self.max_detections_per_image = max_detections_per_image
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: tuple[list[Tensor], list[Tensor], list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """The losses of a batch; ``predictions`` are the head's."""
+        logits, boxes, third = self._transpose_dense_predictions(
+            predictions, [self.num_classes, 4, 1]
+        )
+        anchors = self.anchor_generator(features)
+        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
+        return self.losses(anchors, logits, gt_labels, boxes, gt_boxes, third)
+
+    def labels_and_boxes(
+        self, index: Tensor, matched: Tensor, boxes: Tensor, classes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What each anchor learns.
+
+        Args:
+            index, matched: (N, R) the box of each anchor, and whether it has one.
+            boxes, classes: (N, M, 4), (N, M) of the batch.
+
+        Returns:
+            labels (N, R), the background being ``num_classes``; boxes (N, R, 4), arbitrary for it.
+        """
+        labels = classes.gather(1, index).where(matched, self.num_classes)
+        return labels, boxes.gather(1, index[..., None].expand(-1, -1, 4))
+
+    def focal_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum over the anchors that are not ignored.
+
+        Args:
+            logits: (N, R, K).
+            labels: (N, R); the background is ``num_classes``, negative ones are ignored.
+        """
+        one_hot = labels[..., None] == torch.arange(self.num_classes, device=labels.device)
+        focal = sigmoid_focal_loss_jit(
+            logits, one_hot.float(), alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+        )
+        return focal.sum(-1).where(labels >= 0, 0.0).sum()
+
+    def best_detections(
+        self, image_size: tuple[int, int], candidates: list[tuple[Tensor, Tensor, Tensor]]
+    ) -> Instances:
+        """NMS within each class over the candidates of all levels of an image.
+
+        Args:
+            candidates: boxes (k, 4), scores (k,) and classes (k,) of each level.
+        """
+        boxes, scores, classes = (cat(x) for x in zip(*candidates, strict=True))
+        keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)
+        keep = keep[: self.max_detections_per_image]
+        return Instances(
+            image_size,
+            pred_boxes=Boxes(boxes[keep]),
+            scores=scores[keep],
+            pred_classes=classes[keep],
+        )
+
+
+def mean_over_gpus(values: Tensor) -> Tensor:
+    """Mean over the processes, at least 1; stays on the device."""
+    values = values.float()
+    world_size = comm.get_world_size()
+    if world_size > 1:
+        torch.distributed.all_reduce(values)
+        values = values / world_size
+    return values.clamp(min=1)
