@@ -1,9 +1,10 @@
-"""Names of the authors' checkpoints: all used, dropped for a reason, or an error in a sentence."""
+"""Names of the authors' checkpoints: each is used, or dropped for a reason."""
 
 from collections import Counter
 
 import pytest
 import torch
+from convert_cases import convert, convert_config
 from official_lgd import official_file, official_state, perturb
 
 from kd_d2.checkpoint import CheckpointError, read_checkpoint
@@ -13,39 +14,12 @@ from kd_d2.modeling.views import Stage, ViewRequest
 ARCHS = ["RetinaNet", "FCOS", "FasterRCNN", "MaskRCNN"]
 
 
-def config(lgd_cfg, arch="RetinaNet"):
-    cfg = lgd_cfg(arch)
-    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
-    cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.0
-    cfg.MODEL.KD.LGD.LOAD_LABELMAP = arch == "MaskRCNN"
-    cfg.MODEL.KD.LGD.ADD_CONTEXT_BOX = arch != "FCOS"
-    return cfg
-
-
-def convert(state, model):
-    return convert_checkpoint("lgd", state, model)
-
-
-@pytest.fixture
-def build_other(build):
-    """A model with other weights than ``build`` gives."""
-
-    def build_other(cfg):
-        torch.manual_seed(1)
-        return build(cfg)
-
-    return build_other
-
-
-# ------------------------------------------------------------------------ what is converted
-
-
 @pytest.mark.parametrize("old_buffers", [False, True])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_student_and_teacher_compute_the_same(
     arch, old_buffers, lgd_cfg, build, build_other, random_batch
 ):
-    cfg = config(lgd_cfg, arch)
+    cfg = convert_config(lgd_cfg, arch)
     source = perturb(build(cfg)).eval()
     state = official_state(source, old_buffers)
     model = build_other(cfg).eval()
@@ -182,7 +156,7 @@ def test_entries_of_the_authors_files(arch, build):
 
 
 def test_deformable_blocks(lgd_cfg, build, build_other):
-    cfg = config(lgd_cfg)
+    cfg = convert_config(lgd_cfg)
     cfg.MODEL.RESNETS.DEPTH = 50
     cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, True, True, True]
     cfg.MODEL.RESNETS.DEFORM_MODULATED = True
@@ -202,87 +176,10 @@ def test_deformable_blocks(lgd_cfg, build, build_other):
         convert(state, build_other(cfg))
 
 
-# ------------------------------------------------------------------------------------ Swin
-
-
-def swin_config(lgd_cfg, arch):
-    cfg = config(lgd_cfg, arch)
-    dense = arch == "RetinaNet"
-    cfg.MODEL.BACKBONE.NAME = f"build_{'retinanet_' if dense else ''}swin_fpn_backbone"
-    cfg.MODEL.BACKBONE.FREEZE_AT = -1
-    cfg.MODEL.FPN.IN_FEATURES = ["stage2", "stage3", "stage4", "stage5"][dense:]
-    cfg.MODEL.SWIN.EMBED_DIM = 8
-    cfg.MODEL.SWIN.DEPTHS = [1, 2, 1, 1]
-    cfg.MODEL.SWIN.NUM_HEADS = [1, 1, 2, 2]
-    cfg.MODEL.SWIN.WINDOW_SIZE = 3
-    return cfg
-
-
-def renumber_norms(state, shift):
-    beginning = "student.raw_backbone.norm"
-    return {
-        f"{beginning}{int(k[len(beginning)]) + shift}{k[len(beginning) + 1 :]}"
-        if k.startswith(beginning)
-        else k: v
-        for k, v in state.items()
-    }
-
-
-@pytest.mark.parametrize("arch, numbers", [("RetinaNet", "123"), ("MaskRCNN", "0123")])
-@pytest.mark.parametrize("shift", [0, 2])
-def test_swin(arch, numbers, shift, lgd_cfg, build, build_other):
-    """Norms of the outputs are numbered as layers or as stages, and one index is a constant."""
-    cfg = swin_config(lgd_cfg, arch)
-    source = perturb(build(cfg))
-    state = renumber_norms(official_state(source), shift)
-    state["student.raw_backbone.layers.0.blocks.1.attn_mask"] = torch.zeros(4, 9, 9)
-    model = build_other(cfg)
-    result = convert(state, model)
-    own = source.state_dict()
-    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
-    for n in numbers:
-        ours = f"student.backbone.bottom_up.norm{n}.bias"
-        assert result.used[f"student.raw_backbone.norm{int(n) + shift}.bias"] == ours
-    assert len(result.used) + len(result.dropped) == len(state)
-    assert sum("window masks" in why for why in result.dropped.values()) == 1
-    index = [k for k in state if k.endswith("relative_position_index")]
-    assert len(index) == 5 and all("config determines" in result.dropped[k] for k in index)
-
-    for k in index:  # newer releases do not save it
-        del state[k]
-    convert(state, build_other(cfg))
-
-
-def test_swin_of_other_settings(lgd_cfg, build, build_other):
-    cfg = swin_config(lgd_cfg, "RetinaNet")
-    state = official_state(build(cfg))
-    index = "student.raw_backbone.layers.0.blocks.0.attn.relative_position_index"
-    with pytest.raises(CheckpointError, match="relative_position_index.* the window size"):
-        convert(state | {index: state[index] + 1}, build_other(cfg))
-    norm = "student.raw_backbone.norm"
-    swapped = dict(state)
-    swapped[f"{norm}1.weight"], swapped[f"{norm}2.weight"] = (
-        state[f"{norm}2.weight"],
-        state[f"{norm}1.weight"],
-    )
-    with pytest.raises(CheckpointError, match=r"2 weights have another shape .*norm1.weight"):
-        convert(swapped, build_other(cfg))
-    extra = state | {f"{norm}0.{k}": torch.ones(8) for k in ("weight", "bias")}
-    with pytest.raises(CheckpointError, match=r"have no place in the model .*bottom_up.norm0"):
-        convert(extra, build_other(cfg))
-    cfg.MODEL.SWIN.WINDOW_SIZE = 5
-    cfg.MODEL.SWIN.DEPTHS = [1, 1, 1, 1]
-    with pytest.raises(CheckpointError, match=r"SWIN.DEPTHS \(\[1, 2, 1, 1\].*WINDOW_SIZE \(3 in"):
-        convert(state, build_other(cfg))
-
-
-# ---------------------------------------------------------------------------- the student alone
-
-
 def test_the_student_alone(lgd_cfg, build, build_other):
     from kd_d2.student_config import student_config
 
-    cfg = config(lgd_cfg)
+    cfg = convert_config(lgd_cfg)
     source = perturb(build(cfg))
     state = official_state(source, old_buffers=True)
     student = build_other(student_config(cfg))
@@ -307,173 +204,11 @@ def test_the_student_alone(lgd_cfg, build, build_other):
         convert(state, build_other(cfg))
 
 
-# ------------------------------------------------------------------------------------ mistakes
-
-
-@pytest.mark.parametrize(
-    "keys, words",
-    [
-        (
-            {"MODEL.RETINANET.NUM_CLASSES": 5},
-            r"other settings than the config has: MODEL.RETINANET.NUM_CLASSES \(3 in the file, 5 in"
-            r" the config\); give",
-        ),
-        (
-            {"MODEL.RESNETS.DEPTH": 34},
-            r"has: MODEL.RESNETS.DEPTH \(18 in the file, 34 in the config\); give",
-        ),
-        ({"MODEL.FPN.OUT_CHANNELS": 64}, r"has: MODEL.FPN.OUT_CHANNELS \(32 in the file, 64 in"),
-        ({"MODEL.RETINANET.NUM_CONVS": 2}, r"has: MODEL.RETINANET.NUM_CONVS \(1 in the file, 2 in"),
-        ({"MODEL.KD.LGD.ENCODER": "MLP"}, r"has: MODEL.KD.LGD.ENCODER \(PointNet in the file, MLP"),
-        (
-            {"MODEL.KD.LGD.LABEL_FORMAT": "norm_classes"},
-            r"has: MODEL.KD.LGD.LABEL_FORMAT \(one_hot in the file, norm_classes in the config\);",
-        ),
-        (
-            {"MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[1.0]]},
-            r"has: anchors at a cell \(6 in the file, 2 in the config\);",
-        ),
-        (
-            {
-                "MODEL.FPN.TOP_BLOCK_IN_FEATURE": "p5",
-                "MODEL.BACKBONE.NAME": "build_narrow_retinanet_resnet_fpn_backbone",
-            },
-            r"has: MODEL.FPN.TOP_BLOCK_IN_FEATURE \(res5 in the file, p5 in the config\)",
-        ),
-        ({"MODEL.KD.STUDENT": "FCOS"}, r"has: detector \(RetinaNet in the file, FCOS in"),
-        (
-            {"MODEL.PIXEL_MEAN": [1.0, 2.0, 3.0]},
-            r"'student.pixel_mean' \(103.53, 116.28, 123.675\) and the config makes it \(1, 2, 3\):"
-            r" set MODEL.PIXEL_MEAN",
-        ),
-        ({"MODEL.PIXEL_STD": [57.0, 57.0, 58.0]}, r"pixel_std' \(1, 1, 1\) .*set MODEL.PIXEL_STD"),
-        (
-            {"MODEL.ANCHOR_GENERATOR.SIZES": [[x, x * 2] for x in (16, 32, 64, 128, 256)]},
-            r"cell_anchors.0' .*shape \(6, 4\).* set MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_R",
-        ),
-    ],
-)
-def test_a_config_of_another_model(keys, words, lgd_cfg, build, build_other):
-    state = official_state(build(config(lgd_cfg)), old_buffers=True)
-    cfg = config(lgd_cfg)
-    cfg.merge_from_list([x for item in keys.items() for x in item])
-    with pytest.raises(CheckpointError, match=words) as error:
-        convert(state, build_other(cfg))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "arch, keys, words",
-    [
-        (
-            "MaskRCNN",
-            {"MODEL.KD.LGD.LOAD_LABELMAP": False},
-            r"has: MODEL.KD.LGD.LOAD_LABELMAP \(True in the file, False in the config\);",
-        ),
-        (
-            "MaskRCNN",
-            {"MODEL.MASK_ON": False, "MODEL.KD.LGD.LOAD_LABELMAP": False},
-            r"has: MODEL.MASK_ON \(True in the file, False in the config\), MODEL.KD.LGD.LOAD_LABE",
-        ),
-        (
-            "FasterRCNN",
-            {"MODEL.ROI_HEADS.NUM_CLASSES": 7},
-            r"has: MODEL.ROI_HEADS.NUM_CLASSES \(3 in the file, 7 in the config\); give",
-        ),
-        (
-            "FasterRCNN",
-            {"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True},
-            r"has: MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG \(False in the file, True in the",
-        ),
-        (
-            "FasterRCNN",
-            {"MODEL.ROI_BOX_HEAD.NUM_FC": 2},
-            r"has: MODEL.ROI_BOX_HEAD.NUM_FC \(1 in the file, 2 in the config\); give",
-        ),
-        (
-            "FasterRCNN",
-            {"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 5},
-            r"does not fit .* 1 weight has another shape \(.*fc1.weight \(32, 1568\) for \(32, 800",
-        ),
-        ("FCOS", {"MODEL.FCOS.NORM": ""}, r"norm in the head .* \(True in the file, False in"),
-        ("FCOS", {"MODEL.FCOS.NUM_CLASSES": 9}, r"has: .*NUM_CLASSES \(3 in the file, 9 in the"),
-    ],
-)
-def test_a_config_of_another_rcnn_or_fcos(arch, keys, words, lgd_cfg, build, build_other):
-    state = official_state(build(config(lgd_cfg, arch)))
-    cfg = config(lgd_cfg, arch)
-    cfg.merge_from_list([x for item in keys.items() for x in item])
-    with pytest.raises(CheckpointError, match=words):
-        convert(state, build_other(cfg))
-
-
-def test_another_backbone(lgd_cfg, build, build_other):
-    state = official_state(build(config(lgd_cfg)))
-    with pytest.raises(CheckpointError, match=r"has: backbone \(ResNet in the file, Swin in the"):
-        convert(state, build_other(swin_config(lgd_cfg, "RetinaNet")))
-
-
-def changed(state, **changes):
-    """A copy with entries added, or left out (None)."""
-    state = dict(state)
-    for name, value in changes.items():
-        state.pop(name)
-        if value is not None:
-            state[name] = value
-    return state
-
-
-def test_incomplete_and_strange_files(lgd_cfg, build, build_other):
-    cfg = config(lgd_cfg)
-    state = official_state(build(cfg), old_buffers=True)
-    model = build_other(cfg)
-    untouched = {k: v.clone() for k, v in model.state_dict().items()}
-    context = "teacher.global_ctx_proj_1D.weight"
-    for wrong, words in (
-        (changed(state, **{context: None}), rf"1 weight of the model is not in .*\({context}\)"),
-        (
-            state | {"teacher.extra.weight": torch.ones(1), "student.head.more": torch.ones(1)},
-            r"2 weights in the file have no place in the model \(teacher.extra.weight, student.he",
-        ),
-        (
-            state | {"student.ema": torch.ones(1), "epoch": torch.ones(1)},
-            r"2 entries that no checkpoint of the authors' LGD has \(student.ema, epoch\)",
-        ),
-        (
-            changed(state, **{"student.fpn.fpn_output3.bias": torch.ones(32)}),
-            "'student.fpn.fpn_output3.bias' and 'student.backbone.fpn_output3.bias' .*differ",
-        ),
-        (
-            changed(state, **{"student.backbone.fpn_output3.bias": None}),
-            "should repeat 'student.backbone.fpn_output3.bias', which the file does not have",
-        ),
-        (
-            state | {"student.backbone.bottom_up.stem.conv1.weight": torch.ones(64, 3, 7, 7)},
-            "one weight twice: 'student.raw_backbone.stem.conv1.weight' and 'student.backbone.bott",
-        ),
-        (
-            state | {"student.anchor_generator.cell_anchors.5": torch.ones(6, 4)},
-            "'student.anchor_generator.cell_anchors.5' and the config's model has no such thing",
-        ),
-        (build(cfg).state_dict(), "is a distillation checkpoint of kd_d2 already.*MODEL.WEIGHTS"),
-        (build(cfg).student.state_dict(), "a plain detector or backbone, .*MODEL.WEIGHTS"),
-        ({"conv1_w": torch.ones(1)}, "a plain detector or backbone"),
-        ({"encoder.w": torch.ones(1)}, "no checkpoint of the authors' LGD.*names are encoder.w"),
-    ):
-        with pytest.raises(CheckpointError, match=words) as error:
-            convert(wrong, model)
-        assert "\n" not in str(error.value)
-    assert all(torch.equal(v, untouched[k]) for k, v in model.state_dict().items())
-
-
 def test_saved_inside_ddp(lgd_cfg, build, build_other):
-    cfg = config(lgd_cfg)
+    cfg = convert_config(lgd_cfg)
     source = build(cfg)
     state = {f"module.{k}": v for k, v in official_state(source).items()}
     assert misfit(convert(state, build_other(cfg)).state, source.state_dict()) == ""
-
-
-# ------------------------------------------------------------------------------------ reading
 
 
 def test_schedulers_with_counters_are_read(tmp_path):
@@ -486,14 +221,11 @@ def test_schedulers_with_counters_are_read(tmp_path):
     assert checkpoint["tea_scheduler"]["base_lrs"] == [0.01] and checkpoint["iteration"] == 179999
 
 
-# -------------------------------------------------------------------------- rules for converters
-
-
 def test_converters_are_held_to_the_rules(lgd_cfg, build, monkeypatch):
     """What a careless converter forgets is an error all the same."""
     from kd_d2.checkpoint.converters import Conversion
 
-    model = build(config(lgd_cfg))
+    model = build(convert_config(lgd_cfg))
     state = model.state_dict()
 
     def careless(state, model_state, constants, student_only):
