@@ -16,7 +16,7 @@ class Distiller(nn.Module):
 
 def formula(it, base, steps, gamma=0.1, warmup=1000, factor=1e-3):
     """lr(it) = base * warm(it) * gamma^(milestones <= it), as LGD was published."""
-    alpha = min(it / warmup, 1.0)
+    alpha = min(it / warmup, 1.0) if warmup else 1.0
     warm = factor * (1 - alpha) + alpha
     return base * warm * gamma ** sum(step <= it for step in steps)
 
@@ -70,6 +70,37 @@ def test_the_teacher_has_a_schedule_of_its_own(cfg):
         assert student == pytest.approx(formula(it, 0.01, (2000, 3000)), rel=1e-6), it
         expected = formula(it, 0.02, (1500,), gamma=0.5, warmup=100, factor=0.1)
         assert taught == pytest.approx(expected, rel=1e-6), it
+
+
+@pytest.mark.parametrize(
+    "length, steps, warmup",
+    [(300, (), 1000), (500, (400, 450), 1000), (1500, (1000, 1200), 1000), (90, (60, 80), 0)],
+)
+def test_short_schedules_follow_the_formula(cfg, length, steps, warmup):
+    """Detectron2's own would warm up to the rate after the decay."""
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = length, steps, warmup
+    history = lrs(cfg, range(length))
+    expected = [formula(it, 0.01, steps, warmup=warmup) for it in range(length)]
+    assert [student for student, _ in history.values()] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_milestone_after_the_end_is_named(cfg, caplog):
+    cfg.SOLVER.STEPS = (4000, 2000)
+    for it, (student, _) in lrs(cfg, (1999, 2000, 3999)).items():
+        assert student == pytest.approx(formula(it, 0.01, (2000,)))
+    assert "ends after 4000 iterations (SOLVER.MAX_ITER) and does not reach 4000" in caplog.text
+
+
+def test_a_constant_warm_up(cfg):
+    cfg.SOLVER.WARMUP_METHOD, cfg.SOLVER.WARMUP_FACTOR = "constant", 0.25
+    history = lrs(cfg, (0, 999, 1000))
+    assert [student for student, _ in history.values()] == pytest.approx([0.0025, 0.0025, 0.01])
+
+
+def test_cosine_is_detectrons(cfg):
+    cfg.SOLVER.LR_SCHEDULER_NAME, cfg.SOLVER.WARMUP_ITERS = "WarmupCosineLR", 10
+    history = lrs(cfg, (2000, 3000))
+    assert [student for student, _ in history.values()] == pytest.approx([0.005, 0.001464466])
 
 
 def test_state_restores_position_of_all_parts(cfg):
