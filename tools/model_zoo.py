@@ -118,7 +118,11 @@ def main():
     args = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     with user_errors():
-        args.run(args)
+        try:
+            args.run(args)
+        except KeyboardInterrupt:
+            print("Stopped; the same command goes on with what has arrived.", file=sys.stderr)
+            sys.exit(130)
 
 
 if __name__ == "__main__":

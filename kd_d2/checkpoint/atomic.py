@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -23,6 +24,9 @@ def atomic_write(path: str, mode: str = "wb") -> Iterator[IO]:
         path: the final name. A path of a remote store (``scheme://``) is written directly, because
             such stores show an object only when its upload is complete.
         mode: ``"wb"`` or ``"w"``.
+
+    Raises:
+        OSError: it could not be written.
     """
     if "://" in path:
         with PathManager.open(path, mode) as remote:
@@ -36,9 +40,16 @@ def atomic_write(path: str, mode: str = "wb") -> Iterator[IO]:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(temporary):
             os.remove(temporary)
+        if isinstance(error, RuntimeError) and "inline_container" in str(error):
+            # what torch.save makes of any OSError of the file it writes to
+            free = shutil.disk_usage(folder).free >> 20
+            raise OSError(
+                f"'{path}' could not be written, and is what it was before; {free} MiB are free "
+                "there: make space, or write to another disk."
+            ) from error
         raise
     _sync_folder(folder)
 

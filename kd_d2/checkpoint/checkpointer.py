@@ -13,6 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 
 from .atomic import atomic_write
+from .converters import FOREIGN_NAMES
 from .names import STUDENT, add_prefix, is_distillation_state, strip_module, student_state
 from .reading import CheckpointError, local_weights_path, read_checkpoint
 from .swin_weights import convert_swin_release, is_swin_release
@@ -155,6 +156,7 @@ class KDCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]):
         """Give the file's names those of the model, load them, and report."""
         weights = strip_module(checkpoint["model"])
+        self._refuse_foreign(weights)
         own = self.model.state_dict()
         into_distiller = is_distillation_state(own)
         kind = "distillation checkpoint" if is_distillation_state(weights) else "plain weights"
@@ -173,6 +175,15 @@ class KDCheckpointer(DetectionCheckpointer):
         fitting = {k for k, v in weights.items() if k in own and v.shape == own[k].shape}
         self._report(kind, fitting)
         return super()._load_model({**checkpoint, "model": weights})
+
+    def _refuse_foreign(self, weights: Mapping) -> None:
+        for source, beginning in FOREIGN_NAMES.items():
+            if any(name.startswith(beginning) for name in weights):
+                raise CheckpointError(
+                    f"'{self._source}' is a checkpoint of another code base ('{beginning}*'); "
+                    f"convert it first: python tools/convert_checkpoint.py --from {source} "
+                    f"{self._source} OUT.pth --config-file CONFIG"
+                )
 
     @staticmethod
     def _aligned(checkpoint: dict[str, Any], weights: Mapping, own: Mapping) -> Mapping:

@@ -20,6 +20,7 @@ from .reading import CheckpointError, read_checkpoint
 
 __all__ = [
     "CHECKPOINT_CONVERTERS",
+    "FOREIGN_NAMES",
     "Conversion",
     "convert_checkpoint",
     "first_few",
@@ -34,6 +35,10 @@ State = Mapping[str, torch.Tensor]
 # with ``student_only``); ``constants`` are all buffers of the model, which the file may repeat.
 # It raises CheckpointError with one sentence.
 CHECKPOINT_CONVERTERS = NamedRegistry("CHECKPOINT_CONVERTERS", "checkpoint format")
+
+# Format -> how names begin that no other file has. Who gives such a file as weights is told to
+# convert it.
+FOREIGN_NAMES: dict[str, str] = {}
 
 
 @dataclass

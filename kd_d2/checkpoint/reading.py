@@ -11,6 +11,7 @@ import collections
 import io
 import os
 import pickle
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -94,11 +95,13 @@ def _zoo_layout(path: str, data: Any) -> dict[str, Any]:
     """Give the contents of a zoo ``.pkl`` the layout of a Detectron2 checkpoint."""
     if not isinstance(data, dict):
         raise CheckpointError(f"'{path}' holds a {type(data).__name__}, not a dict of arrays.")
-    if "model" in data and "__author__" in data:
+    if isinstance(data.get("model"), dict):
         return _with_weights(path, data)
     # Caffe2: detection models keep their arrays under "blobs", ImageNet models on the top level
     blobs = data.get("blobs", data)
-    weights = {name: array for name, array in blobs.items() if not name.endswith("_momentum")}
+    if not isinstance(blobs, dict):
+        raise CheckpointError(f"'{path}' is no checkpoint: its entry 'blobs' is not a dict.")
+    weights = {k: v for k, v in blobs.items() if not str(k).endswith("_momentum")}
     return _with_weights(
         path, {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
     )
@@ -110,14 +113,29 @@ def _with_weights(path: str, data: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(model, dict) or not model:
         raise CheckpointError(f"'{path}' holds no weights: its 'model' entry is not a state dict.")
     for name, value in model.items():
-        if isinstance(value, np.ndarray):
-            model[name] = torch.from_numpy(np.ascontiguousarray(value).reshape(value.shape))
-        elif not isinstance(value, torch.Tensor):
+        problem = "has no name" if not isinstance(name, str) else _unusable(value)
+        if problem:
             raise CheckpointError(
-                f"'{path}' is no checkpoint of a detector: its entry '{name}' is a "
-                f"{type(value).__name__} instead of a tensor."
+                f"'{path}' is no checkpoint of a detector: its entry '{name}' {problem}."
             )
+        if isinstance(value, np.ndarray):
+            native = value.dtype.newbyteorder("=")
+            model[name] = torch.from_numpy(np.array(value, native, order="C"))
     return data
+
+
+def _unusable(value: Any) -> str:
+    """Why a value cannot be a weight; "" if it can."""
+    if isinstance(value, np.ndarray):
+        # torch knows neither strings and objects, nor all unsigned and extended numbers
+        fine = value.dtype.kind in "biuf" and value.dtype.itemsize <= 8
+        return "" if fine else f"is an array of {value.dtype}"
+    if not isinstance(value, torch.Tensor):
+        return f"is a {type(value).__name__} instead of a tensor"
+    if value.is_meta or value.layout != torch.strided or value.is_complex():
+        kind = "without data" if value.is_meta else f"of {value.dtype}, {value.layout}"
+        return f"is a tensor {kind}, and a weight is a dense one of real numbers"
+    return ""
 
 
 # ------------------------------------------------------------------------------------ .pth
@@ -125,6 +143,10 @@ def _with_weights(path: str, data: dict[str, Any]) -> dict[str, Any]:
 
 def _read_torch(path: str) -> Any:
     try:
+        if _is_zip(path):
+            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+                if archive.testzip() is not None:
+                    raise CheckpointError(_not_a_checkpoint(path))
         with torch.serialization.safe_globals(_numpy_names()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -135,7 +157,9 @@ def _read_torch(path: str) -> Any:
                 "load it with Detectron2 and save {'model': model.state_dict()} anew."
             ) from error
         raise CheckpointError(_not_a_checkpoint(path)) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except CheckpointError:
+        raise
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise CheckpointError(_not_a_checkpoint(path)) from error
 
 

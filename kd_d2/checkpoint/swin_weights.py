@@ -79,8 +79,8 @@ def convert_swin_release(
         if name.startswith(("head.", "norm.")) or name.endswith(".attn_mask"):
             dropped.append(name)
             continue
-        if name.endswith(_INDEX) and name in own and own[name].shape != value.shape:
-            continue  # follows from the window size; the model has its own
+        if name.endswith(_INDEX) and name in own:
+            value = own[name]  # follows from the window size
         if name in own and own[name].shape != value.shape:
             value = _resize(name, value, own[name])
             resized += 1

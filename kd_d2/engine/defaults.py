@@ -109,6 +109,8 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
             # Rank 0 most likely has the same to say, and ends all when it has said it
             time.sleep(2)
         text = str(error)
+        if isinstance(error, OSError) and error.errno and error.filename:
+            text = f"'{error.filename}': {error.strerror}. Check the path, or give another."
         if "Original Traceback" in text:  # of a data-loading process; its error stands at the end
             text = text.strip().splitlines()[-1].partition(": ")[2]
         print(f"Error: {text} (KD_D2_DEBUG=1 shows where.)", file=sys.stderr, flush=True)

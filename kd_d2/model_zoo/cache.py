@@ -47,7 +47,10 @@ def cache_path(url: str) -> Path:
     Raises:
         ZooError: the URL has no file name, or leads out of the cache.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ZooError(f"'{source_of(url)}' is no valid address ({error}): check it.") from error
     names = [name for name in parts.path.split("/") if name]
     if not names or parts.path.endswith("/"):
         raise ZooError(f"'{source_of(url)}' names no file: give the address of the file itself.")

@@ -101,7 +101,7 @@ def receive(
                 return _judge_unsatisfiable(error, part, have, note)
             raise _http_error(url, error.code) from None
     except http.client.InvalidURL as error:
-        raise ZooError(f"An address is not valid ({error}): check it.") from error
+        raise ZooError(f"'{source_of(url)}' is no valid address ({error}): check it.") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
@@ -110,7 +110,7 @@ def receive(
                 f"({reason.verify_message}): the clock or the system's certificates may be "
                 "wrong, or somebody is in between."
             ) from error
-        raise Interrupted(str(reason) or type(reason).__name__) from error
+        raise Interrupted(_printable(reason)) from error
     with response:
         return _store(url, response, part, have, note, progress)
 
@@ -195,7 +195,13 @@ def _read(response) -> bytes:
     try:
         return response.read1(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
-        raise Interrupted(str(error) or type(error).__name__) from error
+        raise Interrupted(_printable(error)) from error
+
+
+def _printable(error: object) -> str:
+    """What a server said, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _length(text: str | None) -> int | None:

@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import resource
 from pathlib import Path
 
 import pytest
+import torch
 
 from kd_d2.checkpoint import atomic_write, file_sha256
 
@@ -18,6 +20,20 @@ def test_a_failed_write_leaves_the_old_file_and_no_trace(tmp_path):
         raise RuntimeError("disk")
     assert Path(path).read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["weights.pth"]
+
+
+def test_a_full_disk_is_told_from_other_errors_of_torch(tmp_path):
+    """torch.save says RuntimeError to both; a limit on the size of files stands for the disk's."""
+    path = str(tmp_path / "weights.pth")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(OSError, match=f"'{path}' could not be written.*MiB are free"):
+            with atomic_write(path) as f:
+                torch.save(torch.ones(100_000), f)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == []
 
 
 def test_the_name_appears_only_when_the_file_is_complete(tmp_path):

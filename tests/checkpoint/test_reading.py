@@ -117,6 +117,15 @@ def web_page(tmp_path):
     return path
 
 
+def changed_inside(tmp_path):
+    path = tmp_path / "changed.pth"
+    torch.save({"model": {"w": torch.ones(10_000)}}, path)
+    data = bytearray(path.read_bytes())
+    data[20_000:20_100] = bytes(100)
+    path.write_bytes(data)
+    return path
+
+
 def empty(tmp_path):
     path = tmp_path / "empty.pth"
     path.touch()
@@ -127,6 +136,7 @@ def empty(tmp_path):
     "make, words",
     [
         (truncated, "damaged or cut off"),
+        (changed_inside, "damaged or cut off"),
         (truncated_pickle, "incomplete download"),
         (web_page, "not a checkpoint"),
         (empty, "is empty"),
@@ -147,6 +157,45 @@ def test_things_that_are_no_detector_weights(tmp_path):
     for name in ("tensor", "empty", "text"):
         with pytest.raises(CheckpointError):
             read_checkpoint(str(tmp_path / f"{name}.pth"))
+
+
+@pytest.mark.parametrize(
+    "model, words",
+    [
+        ({0: torch.ones(1)}, "entry '0' has no name"),
+        ({"a": torch.ones(1), 3: torch.ones(1)}, "entry '3' has no name"),
+        ({"w": torch.ones(2, dtype=torch.complex64)}, "'w' is a tensor of torch.complex64"),
+        ({"w": torch.eye(2).to_sparse()}, "'w' is a tensor .*torch.sparse_coo"),
+        ({"w": torch.ones(2, device="meta")}, "'w' is a tensor without data"),
+    ],
+)
+def test_entries_that_are_no_weights(tmp_path, model, words):
+    torch.save({"model": model}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=words):
+        read_checkpoint(str(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        ({0: np.ones(1)}, "entry '0' has no name"),
+        ({"blobs": [1]}, "entry 'blobs' is not a dict"),
+        ({"w": np.array(["text"])}, "'w' is an array of <U4"),
+        ({"w": np.ones(2, np.longdouble)}, "'w' is an array of float128"),
+    ],
+)
+def test_arrays_that_are_no_weights(tmp_path, data, words):
+    with pytest.raises(CheckpointError, match=words):
+        read_checkpoint(dump(tmp_path / "a.pkl", data))
+
+
+def test_arrays_of_any_layout(tmp_path):
+    swapped = np.arange(6, dtype=">f4").reshape(2, 3).T
+    arrays = {"a": swapped, "b": np.array(3.0), "c": np.arange(4)[::-1]}
+    for data in ({"model": arrays}, arrays):
+        model = read_checkpoint(dump(tmp_path / "a.pkl", data))["model"]
+        assert model["a"].tolist() == [[0, 3], [1, 4], [2, 5]] and model["a"].is_contiguous()
+        assert model["b"].shape == () and model["c"].tolist() == [3, 2, 1, 0]
 
 
 def test_missing_and_unreachable_files(tmp_path, monkeypatch):

@@ -79,6 +79,14 @@ def test_into_a_detector(tiny_cfg, lgd_cfg, build, save, arch, distill, entries)
         assert checkpointer.loaded_parts["teacher"][0] == checkpointer.loaded_parts["heads"][0] == 0
 
 
+def test_the_order_of_positions_is_the_models_own(tiny_cfg, build, save):
+    swin, state = release()
+    state[INDEX] = torch.zeros_like(state[INDEX])
+    detector = build(as_swin(tiny_cfg()))
+    KDCheckpointer(detector).load(save(state))
+    assert features_agree(swin, detector)
+
+
 def test_it_says_what_it_did(tiny_cfg, build, save, caplog):
     caplog.set_level("INFO", "kd_d2")
     _, state = release()

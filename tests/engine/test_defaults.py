@@ -105,6 +105,15 @@ def test_mistakes_end_with_one_sentence(capsys, monkeypatch):
         assert capsys.readouterr().err.startswith("Error: wrong")
 
 
+def test_errors_of_the_system_name_the_file(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit), user_errors():
+        (tmp_path / "file" / "below").mkdir()
+    assert capsys.readouterr().err.startswith(
+        f"Error: '{tmp_path}/file/below': Not a directory. Check the path, or give another."
+    )
+
+
 def test_other_errors_and_debugging_keep_their_traceback(monkeypatch):
     with pytest.raises(RuntimeError), user_errors():
         raise RuntimeError

@@ -288,7 +288,8 @@ def test_addresses_that_are_none(cache):
         ("https://host/", "names no file"),
         ("https://host/a/../../../b.pkl", "leads out"),
         ("https://host/a b.pkl", "%XX"),
-        ("http://host:x/b.pkl", "not valid"),
+        ("http://host:x/b.pkl", "no valid address"),
+        ("http://[::1/b.pkl", r"'http://\[::1/b.pkl' is no valid address"),
     ]:
         with pytest.raises(ZooError, match=words):
             fetch(url)

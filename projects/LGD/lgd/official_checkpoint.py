@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from kd_d2.checkpoint import CheckpointError, student_state
-from kd_d2.checkpoint.converters import CHECKPOINT_CONVERTERS, Conversion, first_few, misfit
+from kd_d2.checkpoint.converters import (
+    CHECKPOINT_CONVERTERS,
+    FOREIGN_NAMES,
+    Conversion,
+    first_few,
+    misfit,
+)
 from kd_d2.checkpoint.weight_settings import detector_settings, differing_settings
 
 from .descriptors import LABEL_FORMATS, descriptor_width
@@ -59,6 +65,9 @@ _SETTING = {
     "relative_position_index": "the window size of Swin",
 }
 _TEACHER_PARTS = ("teacher.", "adapter.")
+
+
+FOREIGN_NAMES["lgd"] = "student.raw_backbone."
 
 
 @CHECKPOINT_CONVERTERS.register("lgd")
@@ -114,7 +123,7 @@ def _recognise(state: State) -> None:
     Raises:
         CheckpointError: says what else the file is.
     """
-    if any(k.startswith("student.raw_backbone.") for k in state):
+    if any(k.startswith(FOREIGN_NAMES["lgd"]) for k in state):
         return
     if any(k.startswith(("student.backbone.bottom_up.", "heads.")) for k in state):
         raise CheckpointError(
@@ -128,7 +137,7 @@ def _recognise(state: State) -> None:
         )
     raise CheckpointError(
         "The file is no checkpoint of the authors' LGD, which has its bottom-up network under "
-        f"'student.raw_backbone.'; here the names are {first_few(state)}."
+        f"'{FOREIGN_NAMES['lgd']}'; here the names are {first_few(state)}."
     )
 
 
@@ -168,8 +177,8 @@ def _output_norms(state: State, model_state: State) -> dict[str, str]:
     """
     theirs = _numbered(state, "student.raw_backbone.norm")
     ours = _numbered(model_state, RENAMED["student.raw_backbone."] + "norm")
-    if [len(state[x + ".weight"]) for x in theirs] != [
-        len(model_state[x + ".weight"]) for x in ours
+    if [state[x + ".weight"].shape for x in theirs] != [
+        model_state[x + ".weight"].shape for x in ours
     ]:
         return {}
     return {
@@ -188,7 +197,11 @@ def _check_fit(converted: State, model_state: State) -> None:
     problem = misfit(converted, model_state)
     if not problem:
         return
-    settings = differing_settings(_settings(converted), _settings(model_state))
+    # What has too few dimensions has no settings to be read off.
+    readable = all(
+        v.dim() == model_state[k].dim() for k, v in converted.items() if k in model_state
+    )
+    settings = differing_settings(_settings(converted), _settings(model_state)) if readable else ""
     if settings:
         raise CheckpointError(
             f"The file was trained with other settings than the config has: {settings}; give the "

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from convert_cases import convert, convert_config, swin_config
-from official_lgd import official_state
+from official_lgd import official_file, official_state
 
-from kd_d2.checkpoint import CheckpointError
+from kd_d2.checkpoint import CheckpointError, KDCheckpointer
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,22 @@ def test_another_backbone(lgd_cfg, build, build_other):
     state = official_state(build(convert_config(lgd_cfg)))
     with pytest.raises(CheckpointError, match=r"has: backbone \(ResNet in the file, Swin in the"):
         convert(state, build_other(swin_config(lgd_cfg, "RetinaNet")))
+
+
+def test_weights_of_too_few_dimensions(lgd_cfg, build, build_other):
+    cfg = convert_config(lgd_cfg)
+    state = official_state(build(cfg))
+    for name in ("student.head.cls_score.weight", "teacher.label_encoder_.conv1.weight"):
+        with pytest.raises(CheckpointError, match=rf"has another shape \({name} \(\) for"):
+            convert(state | {name: torch.ones(())}, build_other(cfg))
+
+
+def test_it_is_no_weights_of_a_model_before_it_is_converted(lgd_cfg, build, tmp_path):
+    cfg = convert_config(lgd_cfg)
+    path = official_file(tmp_path / "official.pth", official_state(build(cfg)))
+    for model in (build(cfg), build(cfg).student):
+        with pytest.raises(CheckpointError, match=f"--from lgd {path} OUT.pth --config-file"):
+            KDCheckpointer(model).load(str(path))
 
 
 def changed(state, **changes):
