@@ -14,8 +14,9 @@ from pathlib import Path
 
 from detectron2.utils.events import EventStorage
 from flops import count_step
-from workload import DISTILLED, PLAIN, autocast, build_variant, load_config, make_batch
+from workload import DISTILLED, PLAIN, autocast, build_variant, load_config, make_batch, positive
 
+from kd_d2.engine import user_errors
 from kd_d2.modeling import build_stages
 
 ZOO_CONFIG = "configs/LGD/retinanet_r50_2x_ms.yaml"
@@ -30,7 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--image-size",
         nargs=2,
-        type=int,
+        type=positive,
         default=[736, 1088],
         metavar=("H", "W"),
         help="of the training images, padded; default: about the mean of the multi-scale schedules",
@@ -78,11 +79,22 @@ def gpu_hours(per_image: float, zoo_per_image: float, iterations: int, batch: in
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    with user_errors():
+        print_table(args)
+    return 0
+
+
+def print_table(args: argparse.Namespace) -> None:
+    """One line of Markdown for each config.
+
+    Raises:
+        ValueError, OSError: a config cannot be read, or is that of a plain detector.
+    """
+    solvers = {path: load_config(path, "cpu").SOLVER for path in args.configs}
     zoo = gflop(ZOO_CONFIG, PLAIN, args.image_size, args.boxes)
     print("| config | iterations | GFLOP an image, plain | distilled | ratio | ", end="")
     print("GPU-hours (V100), plain | distilled |\n|---|---:|---:|---:|---:|---:|---:|")
-    for path in args.configs:
-        solver = load_config(path, "cpu").SOLVER
+    for path, solver in solvers.items():
         counts = [gflop(path, v, args.image_size, args.boxes) for v in (PLAIN, DISTILLED)]
         hours = [gpu_hours(x, zoo, solver.MAX_ITER, solver.IMS_PER_BATCH) for x in counts]
         print(
@@ -90,7 +102,6 @@ def main(argv: list[str] | None = None) -> int:
             f"{counts[1] / counts[0]:.2f} | {hours[0]:.0f} | {hours[1]:.0f} |",
             flush=True,
         )
-    return 0
 
 
 if __name__ == "__main__":

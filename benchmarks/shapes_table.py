@@ -213,6 +213,13 @@ def main(argv: list[str] | None = None) -> int:
             print(f"Error: {error}", file=sys.stderr)
             return 1
     results = read_results(args.results)
+    if not results:
+        print(
+            f"Error: there are no results in {args.results}: make some (without --table-only), or "
+            "give their folder (--results).",
+            file=sys.stderr,
+        )
+        return 1
     if args.curves:
         draw_curves(args.curves, results)
     command = shlex.join(["python", "benchmarks/shapes_table.py", *(argv or sys.argv[1:])])

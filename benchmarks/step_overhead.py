@@ -29,9 +29,11 @@ from workload import (
     load_config,
     make_batch,
     make_step,
+    positive,
 )
 
 from kd_d2.engine import build_optimizer, user_errors
+from kd_d2.engine.devices import check_device
 from kd_d2.experiments.machine import describe_machine, machine_sentence
 from kd_d2.modeling import build_stages
 
@@ -42,10 +44,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, help="config of a distiller")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--image-size", nargs=2, type=int, default=[256, 320], metavar=("H", "W"))
-    parser.add_argument("--batch", type=int, default=2, help="images per step")
+    parser.add_argument(
+        "--image-size", nargs=2, type=positive, default=[256, 320], metavar=("H", "W")
+    )
+    parser.add_argument("--batch", type=positive, default=2, help="images per step")
     parser.add_argument("--boxes", type=int, default=8, help="objects per image")
-    parser.add_argument("--iters", type=int, default=10, help="measured steps of each kind")
+    parser.add_argument("--iters", type=positive, default=10, help="measured steps of each kind")
     parser.add_argument("--json", type=Path, help="write all numbers here, too")
     parser.add_argument("--memory-of", choices=[PLAIN, OFF, DISTILLED], help=argparse.SUPPRESS)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
@@ -217,6 +221,7 @@ def memory_note(device: str, rows: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with user_errors():
+        check_device(args.device)
         cfg = load_config(args.config_file, args.device, args.opts)
     with EventStorage():
         if args.memory_of:

@@ -1,5 +1,6 @@
 """What is measured: a student, its distiller, their optimisers, and one synthetic batch."""
 
+import argparse
 import contextlib
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,14 @@ from kd_d2.student_config import is_distiller, student_config
 from kd_d2.teacher_config import load_teacher_cfg
 
 PLAIN, OFF, DISTILLED = "plain student", "distillation off", "distilled"
+
+
+def positive(text: str) -> int:
+    """The type of options that count something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not a positive number")
+    return number
 
 
 def load_config(path: str, device: str, overrides: list[str] = ()) -> CfgNode:

@@ -1,25 +1,30 @@
 """Checks of a finished config, before anything heavy starts."""
 
+import logging
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.utils.logger import log_first_n
 
+from kd_d2.config_levels import check_levels
+from kd_d2.config_names import check_known, check_parts
+from kd_d2.config_rules import ConfigError, check_values
+from kd_d2.config_values import VALUES
 from kd_d2.model_zoo import check_weights_name
 from kd_d2.modeling.backbones import check_swin_config
 from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY
 from kd_d2.modeling.phases import phase_length
 from kd_d2.modeling.teachers import TEACHER_REGISTRY
 from kd_d2.projects import check_project_configs
-from kd_d2.registry import unknown_name
 from kd_d2.student_config import DISTILLERS, is_distiller
 from kd_d2.teacher_config import load_teacher_cfg, teacher_weights
 
+__all__ = ["ConfigError", "check_config", "check_phase", "class_map", "warn_once"]
+
+logger = logging.getLogger(__name__)
+
 _RESNET_DEPTHS = (18, 34, 50, 101, 152)  # that Detectron2's ResNets know
-_NUMBERS = ("BASE_LR", "WEIGHT_DECAY", "MOMENTUM", "WARMUP_ITERS", "WARMUP_FACTOR")
-
-
-class ConfigError(ValueError):
-    """A config that cannot work. The message says what is wrong and what to do."""
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -31,11 +36,13 @@ def check_config(cfg: CfgNode) -> None:
         ZooError: if MODEL.WEIGHTS or the teacher's name a file that the model zoo has not.
     """
     arch = cfg.MODEL.META_ARCHITECTURE
-    _known("META_ARCHITECTURE (MODEL.META_ARCHITECTURE)", arch, META_ARCH_REGISTRY)
+    check_values(cfg, VALUES)
+    check_known("META_ARCHITECTURE (MODEL.META_ARCHITECTURE)", arch, META_ARCH_REGISTRY)
     _check_backbone(cfg)
-    _check_options(cfg)
+    _check_solver(cfg)
     check_weights_name(cfg.MODEL.WEIGHTS)
     if not is_distiller(cfg):
+        _check_detector(cfg, arch)
         return
     kd = cfg.MODEL.KD
     if not kd.STUDENT:
@@ -45,7 +52,8 @@ def check_config(cfg: CfgNode) -> None:
         )
     if kd.STUDENT in DISTILLERS:
         raise ConfigError(f"MODEL.KD.STUDENT must be a detector, and {kd.STUDENT} is a distiller.")
-    _known("student (MODEL.KD.STUDENT)", kd.STUDENT, META_ARCH_REGISTRY)
+    check_known("student (MODEL.KD.STUDENT)", kd.STUDENT, META_ARCH_REGISTRY, DISTILLERS)
+    _check_detector(cfg, kd.STUDENT)
     if not kd.ENABLED:
         return
     if not kd.TEACHER.NAME:
@@ -54,29 +62,53 @@ def check_config(cfg: CfgNode) -> None:
             f"({', '.join(sorted(k for k, _ in TEACHER_REGISTRY))}), or set MODEL.KD.ENABLED "
             "False to train the student plainly."
         )
-    _known(TEACHER_REGISTRY.kind, kd.TEACHER.NAME, TEACHER_REGISTRY)
-    if isinstance(kd.HEADS, str):
-        raise ConfigError(f'MODEL.KD.HEADS must be a list, e.g. ["{kd.HEADS}"].')
+    check_known(TEACHER_REGISTRY.kind, kd.TEACHER.NAME, TEACHER_REGISTRY)
+    if not isinstance(kd.HEADS, list | tuple):
+        example = kd.HEADS if isinstance(kd.HEADS, str) else "PKD"
+        raise ConfigError(f'MODEL.KD.HEADS must be a list, e.g. ["{example}"].')
     for head in kd.HEADS:
-        _known(DISTILL_HEAD_REGISTRY.kind, head, DISTILL_HEAD_REGISTRY)
+        if not isinstance(head, str):
+            raise ConfigError(f'MODEL.KD.HEADS must hold names, e.g. ["PKD"], and has {head!r}.')
+        check_known(DISTILL_HEAD_REGISTRY.kind, head, DISTILL_HEAD_REGISTRY)
     _check_heads(cfg)
     _check_combination(cfg)
-    _phase(cfg, "MODEL.KD.FREEZE_BACKBONE", kd.FREEZE_BACKBONE)
+    _check_freezing(cfg)
     if kd.TEACHER.NAME == "Frozen":
         _check_frozen_teacher(cfg)
     check_project_configs(cfg)
 
 
-def _known(kind: str, name: str, registry) -> None:
-    if name not in registry:
-        raise ConfigError(unknown_name(kind, name, [k for k, _ in registry]))
+def warn_once(message: str) -> None:
+    """Warn of what works but is hardly meant; a config is checked several times in a run.
+
+    Not before logging is set up: it would not be in the run's log.
+    """
+    if logger.hasHandlers():
+        log_first_n(logging.WARNING, message, name=__name__, key="message")
 
 
-def _phase(cfg: CfgNode, key: str, value) -> None:
+def check_phase(key: str, value: int | float | None, max_iter: int) -> int:
+    """:func:`phase_length` of the value of a key.
+
+    Raises:
+        ConfigError: it is no length; names the key.
+    """
     try:
-        phase_length(value, cfg.SOLVER.MAX_ITER)
+        return phase_length(value, max_iter)
+    except OverflowError:
+        raise ConfigError(f"{key} is {value!r}; it must be finite.") from None
     except ValueError as e:
         raise ConfigError(f"{key}: {e}") from None
+
+
+def _check_freezing(cfg: CfgNode) -> None:
+    max_iter = cfg.SOLVER.MAX_ITER
+    length = check_phase("MODEL.KD.FREEZE_BACKBONE", cfg.MODEL.KD.FREEZE_BACKBONE, max_iter)
+    if length >= max_iter:
+        warn_once(
+            f"MODEL.KD.FREEZE_BACKBONE freezes the backbone for {length} iterations, and there are "
+            f"{max_iter} (SOLVER.MAX_ITER): it will not be trained at all."
+        )
 
 
 def _check_heads(cfg: CfgNode) -> None:
@@ -96,7 +128,7 @@ def _check_heads(cfg: CfgNode) -> None:
 
 def _check_backbone(cfg: CfgNode, where: str = "") -> None:
     name, depth = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEPTH
-    _known(f"backbone ({where}MODEL.BACKBONE.NAME)", name, BACKBONE_REGISTRY)
+    check_known(f"backbone ({where}MODEL.BACKBONE.NAME)", name, BACKBONE_REGISTRY)
     if "resnet" in name and depth not in _RESNET_DEPTHS:
         raise ConfigError(
             f"{where}MODEL.RESNETS.DEPTH is {depth}; it must be one of "
@@ -109,27 +141,22 @@ def _check_backbone(cfg: CfgNode, where: str = "") -> None:
             raise ConfigError(f"{where}{e}") from None
 
 
-def _check_options(cfg: CfgNode) -> None:
-    for key, name, options in (
-        ("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("SGD", "AdamW")),
-        ("SOLVER.TEACHER.OPTIMIZER", cfg.SOLVER.TEACHER.OPTIMIZER, ("", "SGD", "AdamW")),
-        ("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("float16", "bfloat16")),
-        ("DATALOADER.ON_BAD_IMAGE", cfg.DATALOADER.ON_BAD_IMAGE, ("raise", "skip")),
-    ):
-        if name not in options:
-            raise ConfigError(f"{key} is {name!r}; it must be one of {', '.join(options)}.")
-    if cfg.SOLVER.MAX_ITER < 1:
-        raise ConfigError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; it must be at least 1.")
-    for key, value in (
-        *((f"SOLVER.{key}", cfg.SOLVER[key]) for key in ("BASE_LR", "WEIGHT_DECAY")),
-        *((f"SOLVER.TEACHER.{key}", value) for key, value in cfg.SOLVER.TEACHER.items()),
-    ):
-        if key.endswith(_NUMBERS) and value is not None and not _is_number(value):
-            raise ConfigError(f"{key} is {value!r}; it must be a number that is not negative.")
+def _check_detector(cfg: CfgNode, arch: str) -> None:
+    check_parts(cfg, arch)
+    check_levels(cfg, arch)
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+def _check_solver(cfg: CfgNode) -> None:
+    solver, sizes = cfg.SOLVER, cfg.INPUT.MIN_SIZE_TRAIN
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and solver.BASE_LR <= 0:
+        raise ConfigError(
+            "SOLVER.BASE_LR must be above 0 with SOLVER.LR_SCHEDULER_NAME WarmupCosineLR."
+        )
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
+        raise ConfigError(
+            f"INPUT.MIN_SIZE_TRAIN is {sizes}; with INPUT.MIN_SIZE_TRAIN_SAMPLING range it must be "
+            "the least and the largest size, e.g. (640, 800)."
+        )
 
 
 def _check_combination(cfg: CfgNode) -> None:
@@ -156,8 +183,14 @@ def _check_frozen_teacher(cfg: CfgNode) -> None:
     teacher_cfg = load_teacher_cfg(cfg)
     arch = teacher_cfg.MODEL.META_ARCHITECTURE
     where = f"of the teacher's config {node.CONFIG_FILE}, "
-    _known(f"META_ARCHITECTURE ({where}MODEL.META_ARCHITECTURE)", arch, META_ARCH_REGISTRY)
+    check_known(f"META_ARCHITECTURE ({where}MODEL.META_ARCHITECTURE)", arch, META_ARCH_REGISTRY)
     _check_backbone(teacher_cfg, where)
+    try:
+        check_values(teacher_cfg, {k: VALUES[k] for k in VALUES if k.startswith("MODEL")})
+        _check_detector(teacher_cfg, arch)
+    except ConfigError as e:
+        raise ConfigError(f"The teacher's config {node.CONFIG_FILE}: {e}") from None
+    _check_number_of_classes(node, teacher_cfg)
     if not teacher_weights(cfg):
         raise ConfigError(
             "MODEL.KD.TEACHER.WEIGHTS is empty and its config is not the model zoo's: give the "
@@ -167,6 +200,17 @@ def _check_frozen_teacher(cfg: CfgNode) -> None:
     student = _class_names(cfg)
     if node.REQUIRE_SAME_CLASSES and teacher and student:
         class_map(student, teacher)
+
+
+def _check_number_of_classes(node: CfgNode, teacher_cfg: CfgNode) -> None:
+    arch = teacher_cfg.MODEL.META_ARCHITECTURE
+    key = {"GeneralizedRCNN": "ROI_HEADS"}.get(arch, arch.upper())
+    number = teacher_cfg.MODEL.get(key, {}).get("NUM_CLASSES")
+    if node.CLASSES and number not in (None, len(node.CLASSES)):
+        raise ConfigError(
+            f"MODEL.KD.TEACHER.CLASSES has {len(node.CLASSES)} names, but the teacher has {number} "
+            f"classes (MODEL.{key}.NUM_CLASSES of {node.CONFIG_FILE}): name each of its outputs."
+        )
 
 
 def _class_names(cfg: CfgNode) -> list[str]:

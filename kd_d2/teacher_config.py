@@ -3,14 +3,13 @@
 from detectron2.config import CfgNode
 
 from kd_d2.config_files import merge_config_file
-from kd_d2.model_zoo import is_zoo_config, resolve_config_file, resolve_weights
+from kd_d2.model_zoo import resolve_config_file, resolve_weights
 
 
 def load_teacher_cfg(cfg: CfgNode) -> CfgNode:
     """Reads ``MODEL.KD.TEACHER.CONFIG_FILE`` (a path, or a name in Detectron2's model zoo).
 
-    A distillation config stands for its student. Only Detectron2's own zoo files, which carry
-    Python tags, are read with unsafe YAML.
+    A distillation config stands for its student.
 
     Raises:
         FileNotFoundError: for a config that does not exist; names the nearest.
@@ -21,7 +20,7 @@ def load_teacher_cfg(cfg: CfgNode) -> CfgNode:
 
     path = resolve_config_file(cfg.MODEL.KD.TEACHER.CONFIG_FILE)
     teacher = get_kd_cfg()
-    merge_config_file(teacher, path, allow_unsafe=is_zoo_config(path))
+    merge_config_file(teacher, path)
     if is_distiller(teacher):
         teacher = student_config(teacher)
     teacher.MODEL.DEVICE = cfg.MODEL.DEVICE

@@ -36,6 +36,14 @@ MISTAKES = [
     ("SOLVER.AMP.DTYPE", "half", "float16, bfloat16"),
     ("SOLVER.MAX_ITER", 0, "at least 1"),
     ("DATALOADER.ON_BAD_IMAGE", "ignore", "raise, skip"),
+    ("MODEL.KD.HEADS", [1], r'must hold names, e.g. \["PKD"\], and has 1'),
+    ("MODEL.KD.HEADS", [["PKD"]], "must hold names"),
+    ("MODEL.KD.HEADS", None, "must be a list"),
+    ("MODEL.KD.FREEZE_BACKBONE", float("inf"), "FREEZE_BACKBONE is inf; it must be finite"),
+    ("MODEL.KD.FREEZE_BACKBONE", float("nan"), "FREEZE_BACKBONE: "),
+    ("MODEL.KD.STUDENT", "GeneralizedRCNN", "MODEL.RPN.IN_FEATURES of a GeneralizedRCNN"),
+    ("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchor", "did you mean 'DefaultAnchorGenerator'"),
+    ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", r"MIN_SIZE_TRAIN is \(64,\); with .* range it must"),
 ]
 
 
@@ -49,6 +57,34 @@ def test_mistakes(key, value, message, lgd_cfg):
     node[leaf] = value
     with pytest.raises(ValueError, match=message):
         check_config(cfg)
+
+
+def test_a_student_is_no_distiller(lgd_cfg):
+    cfg = lgd_cfg()
+    cfg.MODEL.KD.STUDENT = "RetinaNt"
+    with pytest.raises(ConfigError) as error:
+        check_config(cfg)
+    assert "FCOS" in str(error.value) and "Distiller" not in str(error.value)
+
+
+def test_a_cosine_schedule_divides_by_the_rate(tiny_cfg):
+    cfg = tiny_cfg()
+    cfg.SOLVER.BASE_LR = 0.0
+    check_config(cfg)
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
+    with pytest.raises(ConfigError, match="SOLVER.BASE_LR must be above 0"):
+        check_config(cfg)
+
+
+def test_what_is_hardly_meant_is_told_once(lgd_cfg, caplog):
+    cfg = lgd_cfg()
+    cfg.SOLVER.MAX_ITER, cfg.MODEL.KD.FREEZE_BACKBONE = 77, 78
+    cfg.MODEL.KD.HEADS = []
+    for _ in range(2):
+        check_config(cfg)
+    freezing, heads = (record.getMessage() for record in caplog.records)
+    assert "for 78 iterations, and there are 77" in freezing
+    assert "MODEL.KD.HEADS is empty" in heads
 
 
 def frozen(cfg, **teacher):
@@ -89,6 +125,8 @@ def test_a_frozen_teacher_without_a_head_teaches_nothing(lgd_cfg):
         ("MODEL: {WEIGHTS: !!python/object/apply:os.getcwd []}", "has a Python tag"),
         ("MODEL: {META_ARCHITECTURE: RetinaNett}", "of the teacher.*did you mean 'RetinaNet'"),
         ("MODEL: {BACKBONE: {NAME: build_vgg}}", "Unknown backbone .of the teacher"),
+        ("MODEL: {RPN: {IN_FEATURES: [p9]}}", "The teacher.s config .*: MODEL.RPN.IN_FEATURES"),
+        ("MODEL: {FPN: {OUT_CHANNELS: 0}}", "The teacher.s config .*: MODEL.FPN.OUT_CHANNELS is 0"),
     ],
 )
 def test_teacher_configs_that_cannot_be_read(text, message, lgd_cfg, tmp_path):
@@ -118,6 +156,9 @@ def test_class_lists_agree_or_are_mapped_by_name(lgd_cfg):
     check_config(cfg)
     cfg.MODEL.KD.TEACHER.REQUIRE_SAME_CLASSES = True
     cfg.MODEL.KD.TEACHER.CLASSES = ["kd_d2 mug", "dog", "cat", "bird"]
+    with pytest.raises(ConfigError, match="CLASSES has 4 names, but the teacher has 80 classes"):
+        check_config(cfg)
+    cfg.MODEL.KD.TEACHER.CLASSES += [f"thing {i}" for i in range(76)]
     check_config(cfg)
     assert class_map(["cat", "dog"], cfg.MODEL.KD.TEACHER.CLASSES) == [2, 1]
 

@@ -2,11 +2,14 @@
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
+
+from .labels import check_test_masks, has_mask_head
+from .reading import read_dataset
 
 __all__ = ["check_datasets", "check_num_classes"]
 
@@ -16,10 +19,15 @@ _NUM_CLASSES_KEYS = {
     "ATSS": "MODEL.ATSS.NUM_CLASSES",
     "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
 }
+_checked: dict[tuple[str, bool], Callable] = {}  # test sets, as they were registered then
 
 
 def check_datasets(cfg: CfgNode, keys: Iterable[str] = ("TRAIN", "TEST")) -> None:
     """Check that the data sets of a config can be loaded.
+
+    Test sets are read, so that their faults do not show when the training is over, and so that
+    those that are registered without their classes tell them (see `check_num_classes`). Training
+    sets are read next anyway.
 
     Args:
         cfg: a finished config.
@@ -27,7 +35,8 @@ def check_datasets(cfg: CfgNode, keys: Iterable[str] = ("TRAIN", "TEST")) -> Non
             where nothing is trained.
 
     Raises:
-        ValueError: there is none, or a name is not registered.
+        ValueError: there is none, a name is not registered, or a test set cannot be read or lacks
+            the masks that are evaluated.
         FileNotFoundError: annotations or images of a COCO-style data set are not where they belong.
     """
     keys = list(keys)
@@ -49,6 +58,19 @@ def check_datasets(cfg: CfgNode, keys: Iterable[str] = ("TRAIN", "TEST")) -> Non
             f"{'; '.join(missing)}: put the files there (see datasets/README.md), or set "
             f"DETECTRON2_DATASETS (now {root}) to the folder that has them."
         )
+    for name in cfg.DATASETS.TEST if "TEST" in keys else ():
+        _check_test_set(name, has_mask_head(cfg))
+
+
+def _check_test_set(name: str, has_masks: bool) -> None:
+    """Read a test set, once in a process."""
+    metadata, load = MetadataCatalog.get(name), DatasetCatalog[name]
+    if metadata.get("generated", False) or _checked.get((name, has_masks)) is load:
+        return
+    records = read_dataset(name)
+    if has_masks and metadata.get("evaluator_type") == "coco" and isinstance(records, list):
+        check_test_masks(name, records)
+    _checked[name, has_masks] = load
 
 
 def _alternatives(name: str) -> str:
@@ -81,8 +103,8 @@ def _missing_files(name: str) -> str | None:
 def check_num_classes(cfg: CfgNode, student_meta_arch: str) -> None:
     """Check that the student has an output for each class of its data sets.
 
-    Only data sets whose classes are known without reading their files are checked (COCO and the
-    built-in ones are), and only detectors that have one key for the number.
+    Only data sets whose classes are known are checked (COCO's and the built-in ones from the start,
+    others when they have been read), and only detectors that have one key for the number.
 
     Args:
         cfg: a finished config.
@@ -104,6 +126,7 @@ def check_num_classes(cfg: CfgNode, student_meta_arch: str) -> None:
         classes = MetadataCatalog.get(name).get("thing_classes") if name in DatasetCatalog else None
         if classes is not None and len(classes) != value:
             raise ValueError(
-                f"The data set '{name}' has {len(classes)} classes but {key} is {value}: "
+                f"The data set '{name}' has {len(classes)} class{'es' * (len(classes) != 1)} but "
+                f"{key} is {value}: "
                 f"set {key} to {len(classes)}."
             )

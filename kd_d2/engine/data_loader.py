@@ -13,12 +13,19 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
+from detectron2.data import (
+    DatasetFromList,
+    DatasetMapper,
+    MapDataset,
+    build_detection_train_loader,
+)
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from kd_d2.data.labels import check_training_labels
 from kd_d2.data.mappers import ImageError, UnusableImage
+from kd_d2.data.reading import explained_training_data
 
 from .seeding import seed_from, seeded
 
@@ -111,18 +118,23 @@ def build_train_loader(cfg: CfgNode, mapper) -> DataLoader:
         begin with. (A data set that is an ``IterableDataset`` gets Detectron2's own loader.)
 
     Raises:
-        ValueError: the batch cannot be divided among the processes.
+        ValueError: the batch cannot be divided among the processes, or a data set cannot be read
+            or lacks the labels that the student needs.
     """
     ranks = comm.get_world_size()
     check_shares(cfg, ranks)
-    parts = build_detection_train_loader.from_config(cfg, mapper=mapper)
-    dataset, sampler = parts["dataset"], parts["sampler"]
-    if isinstance(dataset, IterableDataset):
-        return build_detection_train_loader(**parts)
-    groups = None
-    if parts["aspect_ratio_grouping"]:
-        groups = [int(d["width"] > d["height"]) for d in dataset]
+    with explained_training_data(cfg):
+        parts = build_detection_train_loader.from_config(cfg, mapper=mapper)
+        dataset, sampler = parts["dataset"], parts["sampler"]
+        if isinstance(dataset, IterableDataset):
+            return build_detection_train_loader(**parts)
+        groups = None
+        if parts["aspect_ratio_grouping"]:
+            groups = [int(d["width"] > d["height"]) for d in dataset]
     if isinstance(dataset, list):
+        # A mapper of another class may take its labels from anywhere
+        if type(getattr(mapper, "mapper", mapper)) is DatasetMapper:
+            check_training_labels(cfg, dataset)
         dataset = DatasetFromList(dataset, copy=False)
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     # Without one of its own, a loader draws from the generator of the step in which it starts

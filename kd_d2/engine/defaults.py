@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from kd_d2.config import get_kd_cfg
-from kd_d2.config_files import flat_keys, merge_config_file, unknown_key
+from kd_d2.config_files import fitting, flat_keys, merge_config_file, unknown_key
 from kd_d2.registry import UnknownNameError
 
 __all__ = ["choose_device", "load_config", "user_errors"]
@@ -32,10 +32,10 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
 
     Returns:
         The config, not frozen. Exported weights that were moved together with their config are
-        found beside it.
+        found beside it; weights that the overrides name are where these say, or nowhere.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it cannot be read.
         ValueError: a key is unknown (the nearest ones are named) or a value has the wrong type.
     """
     cfg = get_kd_cfg()
@@ -43,12 +43,18 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
     free = [key for key in known if _node(cfg, key)[key.rsplit(".", 1)[-1]] is None]
     if config_file:
         merge_config_file(cfg, config_file)
+        _find_moved_weights(cfg, config_file)
     _merge_overrides(cfg, overrides or [], known, free)
-    weights = os.path.join(os.path.dirname(config_file), os.path.basename(cfg.MODEL.WEIGHTS))
-    moved = cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS
-    if moved and not os.path.isfile(cfg.MODEL.WEIGHTS) and os.path.isfile(weights):
-        cfg.MODEL.WEIGHTS = weights
     return cfg
+
+
+def _find_moved_weights(cfg: CfgNode, config_file: str) -> None:
+    weights = cfg.MODEL.WEIGHTS
+    if not weights or "://" in weights or os.path.isfile(weights):
+        return
+    beside = os.path.join(os.path.dirname(config_file), os.path.basename(weights))
+    if os.path.isfile(beside):
+        cfg.MODEL.WEIGHTS = beside
 
 
 def _merge_overrides(cfg: CfgNode, overrides: list[str], known: list[str], free: list[str]) -> None:
@@ -65,7 +71,9 @@ def _merge_overrides(cfg: CfgNode, overrides: list[str], known: list[str], free:
         # A default of None admits any type ("auto", iterations, fractions), and the file's must not
         # stand in the way of it
         _node(cfg, key)[key.rsplit(".", 1)[-1]] = None
-    cfg.merge_from_list(overrides)
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        node, name = _node(cfg, key), key.rsplit(".", 1)[-1]
+        cfg.merge_from_list([key, fitting(key, value, node[name])])
 
 
 def _node(cfg: CfgNode, key: str) -> CfgNode:

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from .table import ZooError
 from .transfer import Interrupted, receive, scheme_of
 from .verify import Digest, known_digest, looks_wrong, mismatch
 
-__all__ = ["DEFAULT_PATIENCE", "Patience", "fetch", "put", "require_right", "store"]
+__all__ = ["DEFAULT_PATIENCE", "Patience", "fetch", "publish", "require_right", "store"]
 
 logger = logging.getLogger(__name__)
 
@@ -158,29 +157,6 @@ def publish(part: Path, path: Path, expected: Digest | None, source: str, origin
     write_note(path, "origin", {"source": origin})
     os.replace(part, path)
     remove_note(part, "of")
-
-
-def put(path: Path, file: str | Path, expected: Digest | None, origin: str) -> Path:
-    """Copies a user's file to ``path`` in the cache, over one that is there.
-
-    It is taken for the file at the address ``origin`` from then on.
-
-    Raises:
-        ZooError: the file does not exist, is not the one ``expected``, or cannot be copied.
-    """
-    if not Path(file).is_file():
-        raise ZooError(f"There is no file '{file}' to add.")
-    try:
-        with turn(path, DEFAULT_PATIENCE.stale_after) as part:
-            remove_note(part, "of")
-            shutil.copyfile(file, part)
-            publish(part, path, expected, f"'{file}'", origin)
-    except OSError as error:
-        raise ZooError(
-            f"'{file}' could not be copied to '{path}' ({error.strerror or error}): free some "
-            "space, or set KD_D2_CACHE to a folder that can be written to."
-        ) from error
-    return path
 
 
 def require_right(path: Path, expected: Digest | None) -> Path:

@@ -6,8 +6,9 @@ from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.utils.file_io import Detectron2Handler, OneDrivePathHandler, PathManager
 from iopath.common.file_io import HTTPURLHandler
 
+from .adding import put
 from .cache import cache_folder, cache_path, is_offline, source_of
-from .download import fetch, put, require_right
+from .download import fetch, require_right
 from .gdrive import drive_id, fetch_from_drive
 from .table import PREFIX, ZooEntry, ZooError, entries, find
 from .verify import known_digest
@@ -131,7 +132,7 @@ def add_file(entry: ZooEntry, file: str | Path, sha256: str | None = None) -> Pa
     """Puts a user's file under the name of an entry.
 
     Raises:
-        ZooError: there is no such file, or it is not the entry's by its hash.
+        ZooError: there is no such file, or it is not the entry's by its hash, or no checkpoint.
     """
     expected = known_digest(entry.url or "", sha256 or entry.sha256)
     return put(_place(entry), file, expected, entry.url or entry.address)

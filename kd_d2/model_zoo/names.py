@@ -84,14 +84,6 @@ def _name_in_zoo(config: str) -> str | None:
     return path.relative_to(zoo).as_posix() if path.is_relative_to(zoo) else None
 
 
-def is_zoo_config(path: str) -> bool:
-    """Whether this is one of the files that Detectron2 itself brings along.
-
-    Those alone may be read with unsafe YAML; links and ``..`` are followed before the answer.
-    """
-    return _name_in_zoo(path) is not None
-
-
 def resolve_weights(weights: str, config_name: str = "") -> str:
     """Says where weights come from.
 

@@ -91,10 +91,17 @@ class Distiller(nn.Module):
         """In training the losses of student, teacher and heads; else the student's detections.
 
         Raises:
-            ValueError: if a loss of one part would overwrite that of another.
+            ValueError: images come without labels in training, or a loss of one part would
+                overwrite that of another.
         """
         if not self.training or self.teacher is None:
             return self.student(batched_inputs)
+        for x in batched_inputs:
+            if "instances" not in x:
+                raise ValueError(
+                    f"The image {x.get('file_name', '')} comes without labels ('instances'), and "
+                    "training needs them: DATASETS.TRAIN must name data sets with annotations."
+                )
         gt = [x["instances"].to(self.device) for x in batched_inputs]
         student = self.stages.run(batched_inputs, self._student_request, gt, self._only_losses)
         teacher = self.teach(batched_inputs, gt, student)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.detection_utils import read_image
@@ -13,6 +12,7 @@ from torch import nn
 from kd_d2.checkpoint import KDCheckpointer
 from kd_d2.data.mappers import build_annotated_test_mapper
 from kd_d2.engine import load_config
+from kd_d2.engine.devices import check_device
 from kd_d2.visualization.sources import spread
 
 
@@ -28,8 +28,7 @@ def load_trained(
         CheckpointError: a part of the model would stay random.
         ValueError: there is no such device.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device is {device}, and torch finds no GPU: use cpu.")
+    check_device(device)
     cfg = load_config(str(config_file), list(overrides))
     cfg.MODEL.DEVICE = device
     cfg.MODEL.WEIGHTS = str(weights)

@@ -1,4 +1,5 @@
 import gpu_hours
+import pytest
 
 
 def test_a_step_twice_as_large_costs_twice_as_much():
@@ -13,6 +14,14 @@ def test_the_table(monkeypatch, capsys):
     gpu_hours.main(["configs/LGD/retinanet_r50_2x_ms.yaml"])
     row = capsys.readouterr().out.splitlines()[-1]
     assert row == "| retinanet_r50_2x_ms | 180,000 | 100 | 170 | 1.70 | 82 | 139 |"
+
+
+def test_a_config_that_is_not_there_is_told_before_anything_is_counted(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_hours, "gflop", lambda *_: pytest.fail("counted"))
+    with pytest.raises(SystemExit) as told:
+        gpu_hours.main(["nope.yaml"])
+    assert told.value.code == 2
+    assert "nope.yaml" in capsys.readouterr().err
 
 
 def test_arithmetic_is_counted_and_carried_on(monkeypatch):

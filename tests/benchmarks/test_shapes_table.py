@@ -148,6 +148,12 @@ def test_a_method_without_a_config_is_left_out_with_a_word(tmp_path, capsys, mon
     assert "there is no configs/quickstart/nothing_retinanet.yaml" in capsys.readouterr().err
 
 
+def test_a_table_of_nothing_says_so(tmp_path, capsys):
+    assert shapes_table.main(["--table-only", "--results", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and f"no results in {tmp_path}" in printed.err
+
+
 def test_configs_of_the_table_exist():
     assert shapes_table.CONFIGS.keys() == shapes_report.TITLES.keys()
     for name, pattern in shapes_table.CONFIGS.items():

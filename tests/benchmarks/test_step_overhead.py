@@ -71,6 +71,23 @@ def test_a_plain_config_is_refused_in_one_sentence(capsys):
     assert "give the config of a distiller" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        (("--device", "foo"), "--device is foo: it must be cpu or cuda"),
+        (("--device", "cuda:99"), "--device is cuda:99, and torch finds"),
+        (("--iters", "0"), "--iters: 0 is not a positive number"),
+        (("--batch", "0"), "--batch: 0 is not"),
+        (("--image-size", "0", "9"), "--image-size: 0 is not"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_one_sentence(capsys, option, words):
+    with pytest.raises(SystemExit) as told:
+        step_overhead.main(["--config-file", CONFIG, *option])
+    assert told.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_tables_show_measured_and_predicted_ratios():
     def row(variant, seconds, gflop, peak):
         memory = {"peak": peak, "before": 700.0, "kept": peak / 10}

@@ -169,6 +169,7 @@ def test_things_that_are_no_detector_weights(tmp_path):
         ({"w": torch.ones(2, device="meta")}, "'w' is a tensor without data"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_entries_that_are_no_weights(tmp_path, model, words):
     torch.save({"model": model}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=words):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2 import model_zoo
 
 from kd_d2.engine import choose_device, load_config, user_errors
 from kd_d2.registry import UnknownNameError
@@ -78,6 +79,26 @@ def test_weights_that_moved_with_their_config_are_found(config, tmp_path):
     assert load_config(path).MODEL.WEIGHTS == "/long/gone/model_student.pth"
     (tmp_path / "model_student.pth").touch()
     assert str(tmp_path / "model_student.pth") == load_config(path).MODEL.WEIGHTS
+
+
+def test_weights_of_the_command_line_are_where_it_says(config, tmp_path):
+    path = config("MODEL: {WEIGHTS: /long/gone/model_student.pth}\nVERSION: 2\n", "student.yaml")
+    (tmp_path / "model_student.pth").touch()
+    for wrong in ("/wrong/model_student.pth", "/long/gone/model_student.pth"):
+        assert wrong == load_config(path, ["MODEL.WEIGHTS", wrong]).MODEL.WEIGHTS
+
+
+def test_whole_numbers_are_floats_where_floats_are_due(config):
+    path = config("MODEL: {KD: {LGD: {LAMBDA: 2}, PKD: {WEIGHT: 3}}}\nVERSION: 2\n")
+    kd = load_config(path, ["MODEL.KD.LGD.LAMBDA", "0"]).MODEL.KD
+    assert type(kd.LGD.LAMBDA) is float and (kd.LGD.LAMBDA, kd.PKD.WEIGHT) == (0, 3)
+
+
+def test_detectron2s_own_configs_serve(config):
+    path = model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    sizes = load_config(config(f"_BASE_: {path}\nMODEL: {{META_ARCHITECTURE: RetinaNet}}"))
+    assert sizes.MODEL.ANCHOR_GENERATOR.SIZES[0] == [32, 32 * 2 ** (1 / 3), 32 * 2 ** (2 / 3)]
+    assert load_config(path).MODEL.META_ARCHITECTURE == "RetinaNet"
 
 
 def test_device(tiny_cfg, monkeypatch, caplog):

@@ -116,7 +116,7 @@ def test_a_name_without_an_address_says_where_to_look(zoo, cache, tmp_path, monk
             local_weights_path(entry.address)
     assert cached_file(entry) is None
     file = tmp_path / "downloaded.pth"
-    file.write_bytes(b"PK\x03\x04...")
+    torch.save(Linear().state_dict(), file)
     path = add_file(entry, file)
     assert path == cache / "kd_d2" / "test" / "page.pth" == cached_file(entry)
     assert local_weights_path(entry.address) == str(path)
@@ -127,9 +127,9 @@ def test_a_users_file_stands_for_an_address(zoo, tmp_path, weights, monkeypatch)
     entry = find("test/linear")
     file = tmp_path / "mine.pkl"
     file.write_bytes(b"\x80other")
-    with pytest.raises(ZooError, match="is not the file whose SHA256"):
+    with pytest.raises(ZooError, match="'.*mine.pkl' is not the file whose SHA256.*left as it is"):
         add_file(entry, file)
-    assert cached_file(entry) is None
+    assert cached_file(entry) is None and file.read_bytes() == b"\x80other"
     file.write_bytes(weights)
     add_file(entry, file)
     monkeypatch.setenv("KD_D2_OFFLINE", "1")
@@ -148,6 +148,33 @@ def test_files_that_cannot_be_added(zoo, tmp_path):
     with pytest.raises(ZooError, match="is not the file whose SHA256"):
         add_file(entry, __file__, sha256="0" * 64)
     assert cached_file(entry) is None
+
+
+@pytest.mark.parametrize("name", ["cut.pth", "cut.pkl"])
+def test_a_cut_file_of_unknown_hash_is_not_added(zoo, tmp_path, weights, name):
+    file = tmp_path / name
+    buffer = io.BytesIO()
+    torch.save(Linear().state_dict(), buffer)
+    content = buffer.getvalue() if name.endswith(".pth") else weights
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ZooError, match=f"{name}' .*left as it is, and not added"):
+        add_file(find("test/page"), file)
+    assert cached_file(find("test/page")) is None and file.is_file()
+
+
+class Schedule:
+    """Something besides weights in a checkpoint."""
+
+
+@pytest.mark.parametrize("name", ["trained.pth", "old.pth", "trained.pkl"])
+def test_an_archive_with_objects_is_added(zoo, tmp_path, name):
+    content = {"model": Linear().state_dict(), "scheduler": Schedule()}
+    file = tmp_path / name
+    if name.endswith(".pkl"):
+        file.write_bytes(pickle.dumps(content | {"model": {}}))
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=name != "old.pth")
+    assert add_file(find("test/page"), file).read_bytes() == file.read_bytes()
 
 
 def test_our_handler_reads_only(zoo):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from kd_d2.model_zoo import entries
 
@@ -74,7 +75,7 @@ def test_get_prints_the_path_and_nothing_else(tool, site, cache):
 )
 def test_a_file_is_put_under_a_name(tool, cache, tmp_path, command):
     file = tmp_path / "downloaded.pth"
-    file.write_bytes(b"PK\x03\x04")
+    torch.save({"weight": torch.zeros(1)}, file)
     words = {"NAME": "lgd/fcos_r50", "FILE": str(file)}
     code, out, err = tool(*[words.get(word, word) for word in command])
     path = cache / "kd_d2" / "lgd" / "fcos_r50.pth"

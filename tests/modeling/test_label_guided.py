@@ -119,6 +119,15 @@ def test_inference_is_the_student_alone(lgd_cfg, build, random_batch):
         assert torch.equal(a["instances"].scores, b["instances"].scores)
 
 
+def test_training_without_labels_names_the_image(lgd_cfg, build, random_batch, storage):
+    batch = random_batch()
+    for x in batch:
+        del x["instances"]
+    batch[0]["file_name"] = "a.png"
+    with pytest.raises(ValueError, match="image a.png comes without labels"):
+        build(lgd_cfg()).train()(batch)
+
+
 def test_teacher_inference_reads_the_labels(lgd_cfg, build, random_batch):
     cfg = lgd_cfg()
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0

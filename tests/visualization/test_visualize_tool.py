@@ -118,6 +118,7 @@ def test_a_folder_with_labels(run, page, data, tmp_path):
         (["MODEL.KD.ENABLED", "False"], "has no teacher to show"),
         (["--images", "a", "--dataset", "b"], "exclude each other"),
         (["--annotations", "a.json"], "goes with --images and one folder"),
+        (["--device", "foo"], "--device is foo: it must be cpu or cuda"),
         (["--num", "0"], "--num must be at least 1"),
     ],
 )

@@ -2,13 +2,12 @@
 
 from detectron2.config import CfgNode as CN
 
-from kd_d2.config_check import ConfigError
-from kd_d2.modeling.phases import phase_length
+from kd_d2.config_check import ConfigError, check_phase, warn_once
+from kd_d2.config_rules import Rule, check_values, number, one_of, truth
 
 from .descriptors import LABEL_FORMATS
 from .label_encoder import ENCODERS
 from .relation import INTERACT_PATTERNS
-from .schedule import distillation_starts_after
 
 
 def add_lgd_config(cfg: CN) -> None:
@@ -46,29 +45,34 @@ def add_lgd_config(cfg: CN) -> None:
     lgd.LOAD_LABELMAP = False
 
 
+_VALUES = {
+    "ENCODER": one_of(*ENCODERS),
+    "LABEL_FORMAT": one_of(*LABEL_FORMATS),
+    "ADD_CONTEXT_BOX": truth,
+    "DETACH_APPEARANCE_EMBED": truth,
+    "INTERACT_PATTERN": one_of(*INTERACT_PATTERNS),
+    "NUM_HEADS": Rule(
+        lambda x: type(x) is int and x > 0,
+        "a positive whole number that divides the number of feature channels",
+    ),
+    "LAMBDA": number(least=0),
+    "LOAD_LABELMAP": truth,
+}
+
+
 def check_lgd_config(cfg: CN) -> None:
     """Checks ``MODEL.KD.LGD`` of a finished config.
 
     Raises:
         ConfigError: with one sentence on the first wrong value.
     """
+    check_values(cfg, {"MODEL.KD.LGD": _VALUES})
     lgd = cfg.MODEL.KD.LGD
-    for key, options in (
-        ("ENCODER", tuple(ENCODERS)),
-        ("LABEL_FORMAT", LABEL_FORMATS),
-        ("INTERACT_PATTERN", INTERACT_PATTERNS),
-    ):
-        if lgd[key] not in options:
-            raise ConfigError(
-                f"MODEL.KD.LGD.{key} is {lgd[key]!r}; it must be one of {', '.join(options)}."
-            )
-    if not isinstance(lgd.NUM_HEADS, int) or lgd.NUM_HEADS < 1:
-        raise ConfigError(
-            f"MODEL.KD.LGD.NUM_HEADS is {lgd.NUM_HEADS!r}; it must be a positive whole number "
-            "that divides the number of feature channels."
+    if cfg.MODEL.KD.TEACHER.NAME == "LabelEncoder" and not cfg.MODEL.KD.HEADS:
+        warn_once(
+            "MODEL.KD.HEADS is empty: the student learns from the label encoder through the shared "
+            "head alone, without a distillation loss. LGD's is InstructiveFeatures."
         )
-    if lgd.LAMBDA < 0:
-        raise ConfigError(f"MODEL.KD.LGD.LAMBDA is {lgd.LAMBDA}; it must be 0 or more.")
     if lgd.LOAD_LABELMAP and not cfg.MODEL.MASK_ON:
         raise ConfigError(
             "MODEL.KD.LGD.LOAD_LABELMAP reads the annotated masks, which are only loaded with "
@@ -79,12 +83,6 @@ def check_lgd_config(cfg: CN) -> None:
             f"MODEL.KD.LGD.PRE_NONDISTILL is {lgd.PRE_NONDISTILL!r}; it must be a number of "
             'iterations, a fraction below 1, "auto", or None for the paper\'s sixth.'
         )
-    try:
-        if lgd.PRE_NONDISTILL != "auto":
-            distillation_starts_after(lgd.PRE_NONDISTILL, cfg.SOLVER.MAX_ITER)
-    except ValueError as e:
-        raise ConfigError(f"MODEL.KD.LGD.PRE_NONDISTILL: {e}") from None
-    try:
-        phase_length(lgd.POST_NONDISTILL, cfg.SOLVER.MAX_ITER)
-    except ValueError as e:
-        raise ConfigError(f"MODEL.KD.LGD.POST_NONDISTILL: {e}") from None
+    if lgd.PRE_NONDISTILL != "auto":
+        check_phase("MODEL.KD.LGD.PRE_NONDISTILL", lgd.PRE_NONDISTILL, cfg.SOLVER.MAX_ITER)
+    check_phase("MODEL.KD.LGD.POST_NONDISTILL", lgd.POST_NONDISTILL, cfg.SOLVER.MAX_ITER)
