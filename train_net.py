@@ -12,13 +12,20 @@ Mistakes in the command or config end with one sentence and exit code 2.
 """
 
 import logging
+import os
+import sys
 
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from kd_d2.checkpoint import CheckpointError, KDCheckpointer, local_weights_path
+from kd_d2.checkpoint import (
+    CheckpointError,
+    KDCheckpointer,
+    earlier_file_kept,
+    local_weights_path,
+)
 from kd_d2.config_check import check_config
 from kd_d2.data.mappers import ImageError
 from kd_d2.data.requirements import check_datasets, check_num_classes
@@ -52,14 +59,12 @@ def read_config(args):
     return cfg
 
 
-def setup(args):
-    """Read the config, and set up device, logging and seeds."""
-    cfg = read_config(args)
+def setup(cfg, args):
+    """Set up device, logging and seeds; writes the config to OUTPUT_DIR."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="kd_d2")
     choose_device(cfg, args.num_gpus)
     cfg.freeze()
     default_setup(cfg, args)
-    return cfg
 
 
 def evaluate(cfg, resume=False):
@@ -95,30 +100,40 @@ def evaluate(cfg, resume=False):
 def main(args):
     """What every process of the run does."""
     with user_errors():
-        cfg = setup(args)
+        cfg = read_config(args)
+        with earlier_file_kept(os.path.join(cfg.OUTPUT_DIR, "config.yaml")):
+            setup(cfg, args)
+            if not args.eval_only:
+                trainer = DistillationTrainer(cfg)
+                trainer.resume_or_load(resume=args.resume)
     if args.eval_only:
         return evaluate(cfg, args.resume)
-    with user_errors():
-        trainer = DistillationTrainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
     with user_errors(FloatingPointError, ImageError):
         return trainer.train()
 
 
 def invoke_main():
     """Entry point of the command line."""
-    args = default_argument_parser().parse_args()
+    parser = default_argument_parser()
+    # Detectron2's is an address of this machine, which others would wait for in vain
+    parser.set_defaults(dist_url="auto")
+    args = parser.parse_args()
     with user_errors():
         read_config(args)  # before any other process is started
-    with user_errors(LaunchError):
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+    try:
+        with user_errors(LaunchError):
+            launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+    except KeyboardInterrupt:
+        goes_on = "" if args.eval_only else " --resume goes on from the last checkpoint."
+        print(f"Stopped.{goes_on}", file=sys.stderr, flush=True)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

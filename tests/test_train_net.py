@@ -110,6 +110,7 @@ def trained(workplace):
     commands = {
         "train": [*config, *teacher],
         "resume": [*config, "--resume", "SOLVER.MAX_ITER", "3"],
+        "resume with other channels": [*config, "--resume", "MODEL.FPN.OUT_CHANNELS", "32"],
         "full, distillation config": [*config, "--eval-only", *full],
         "full with teacher": [*config, "--eval-only", *full, *teacher],
         "exported, distillation config": [*config, "--eval-only", *exported],
@@ -150,6 +151,11 @@ def test_resume_goes_on(trained):
     assert "continuing at iteration 2 of 3" in output
 
 
+def test_a_start_that_fails_leaves_the_config_of_the_run(workplace, trained):
+    config = yaml.safe_load((workplace / "lgd" / "config.yaml").read_text())
+    assert config["MODEL"]["FPN"]["OUT_CHANNELS"] == 64
+
+
 @pytest.mark.parametrize(
     "command, tasks",
     [
@@ -174,6 +180,10 @@ def test_it_says_when_there_is_no_teacher_to_evaluate(trained):
 @pytest.mark.parametrize(
     "command, words",
     [
+        (
+            "resume with other channels",
+            "model: 160 weights have another shape (student.backbone.fpn_lat",
+        ),
         ("unknown key", "Error: Unknown config key SOLVER.BASE_LRR: did you mean SOLVER.BASE_LR"),
         ("wrong weights", "fills 1 of 102 parameters of the model, and the others would stay"),
         ("no weights", "There is nothing to evaluate"),

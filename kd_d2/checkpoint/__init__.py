@@ -3,7 +3,7 @@
 This room knows state dicts only; it imports neither ``kd_d2.engine`` nor ``kd_d2.modeling``.
 """
 
-from .atomic import atomic_write, file_sha256
+from .atomic import atomic_write, earlier_file_kept, file_sha256
 from .checkpointer import KDCheckpointer
 from .detector_weights import WeightsReport, load_detector_weights
 from .names import is_distillation_state, student_state
@@ -14,6 +14,7 @@ __all__ = [
     "KDCheckpointer",
     "WeightsReport",
     "atomic_write",
+    "earlier_file_kept",
     "file_sha256",
     "is_distillation_state",
     "load_detector_weights",

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["atomic_write", "file_sha256"]
+__all__ = ["atomic_write", "earlier_file_kept", "file_sha256"]
 
 
 @contextmanager
@@ -52,6 +53,26 @@ def atomic_write(path: str, mode: str = "wb") -> Iterator[IO]:
             ) from error
         raise
     _sync_folder(folder)
+
+
+@contextmanager
+def earlier_file_kept(path: str) -> Iterator[None]:
+    """What stands in a file now stands there again if the block fails.
+
+    Args:
+        path: a file, or where there is none yet; one of a remote store is left alone.
+    """
+    old = None
+    if "://" not in path and os.path.isfile(path):
+        with open(path, "rb") as f:
+            old = f.read()
+    try:
+        yield
+    except BaseException:
+        if old is not None and comm.is_main_process():
+            with atomic_write(path) as f:
+                f.write(old)
+        raise
 
 
 def _sync_folder(folder: str) -> None:

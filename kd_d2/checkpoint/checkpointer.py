@@ -13,7 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 
 from .atomic import atomic_write
-from .converters import FOREIGN_NAMES
+from .converters import FOREIGN_NAMES, misfit
 from .names import STUDENT, add_prefix, is_distillation_state, strip_module, student_state
 from .reading import CheckpointError, local_weights_path, read_checkpoint
 from .swin_weights import convert_swin_release, is_swin_release
@@ -43,6 +43,7 @@ class KDCheckpointer(DetectionCheckpointer):
         self.resumed_from: str | None = None
         self.loaded_parts: dict[str, tuple[int, int]] = {}
         self._source = ""
+        self._resuming = False
 
     # ---------------------------------------------------------------------------- writing
 
@@ -101,11 +102,13 @@ class KDCheckpointer(DetectionCheckpointer):
 
         Raises:
             CheckpointError: there are checkpoints to resume from and all of them are damaged.
+            ValueError: the checkpoint is of another model than this one; nothing is loaded of it.
         """
         self.resumed_from = None
-        candidates = self._resume_candidates() if resume else []
+        candidates = self.earlier_checkpoints() if resume else []
         for i, candidate in enumerate(candidates):
             try:
+                self._resuming = True
                 extra = self.load(candidate)
             except CheckpointError as error:
                 if i + 1 == len(candidates):
@@ -114,6 +117,8 @@ class KDCheckpointer(DetectionCheckpointer):
                     ) from error
                 logger.warning("%s Falling back to '%s'.", error, candidates[i + 1])
                 continue
+            finally:
+                self._resuming = False
             self.resumed_from = candidate
             return extra
         return self.load(path, checkpointables=[])
@@ -134,8 +139,8 @@ class KDCheckpointer(DetectionCheckpointer):
                 "config."
             )
 
-    def _resume_candidates(self) -> list[str]:
-        """Checkpoints of this run: the tagged one first, then the others from new to old."""
+    def earlier_checkpoints(self) -> list[str]:
+        """Checkpoints in ``save_dir``: the tagged one first, then the others from new to old."""
         if not self.save_dir or not self.path_manager.isdir(self.save_dir):
             return []
         tagged = self.get_checkpoint_file() if self.has_checkpoint() else ""
@@ -172,6 +177,11 @@ class KDCheckpointer(DetectionCheckpointer):
             weights = add_prefix(weights, STUDENT)
         elif checkpoint.pop("matching_heuristics", False):
             weights = self._aligned(checkpoint, weights, own)
+        if self._resuming and (problem := misfit(weights, own)):
+            raise ValueError(
+                f"'{self._source}' was written by a run of another model: {problem}; resume with "
+                "the config that the run began with, or choose another OUTPUT_DIR."
+            )
         fitting = {k for k, v in weights.items() if k in own and v.shape == own[k].shape}
         self._report(kind, fitting)
         return super()._load_model({**checkpoint, "model": weights})

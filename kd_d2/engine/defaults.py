@@ -108,10 +108,18 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
             raise.
     """
     kinds = kinds or USER_ERRORS
+    debugging = os.environ.get("KD_D2_DEBUG", "") not in ("", "0")
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return debugging or not record.exc_info or not isinstance(record.exc_info[1], kinds)
+
+    # Detectron2's loop logs the traceback of whatever ends the training
+    loop_logger = logging.getLogger("detectron2.engine.train_loop")
+    loop_logger.addFilter(is_news)
     try:
         yield
     except kinds as error:
-        if os.environ.get("KD_D2_DEBUG", "") not in ("", "0"):
+        if debugging:
             raise
         if not _is_main_process():
             # Rank 0 most likely has the same to say, and ends all when it has said it
@@ -123,6 +131,8 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
             text = text.strip().splitlines()[-1].partition(": ")[2]
         print(f"Error: {text} (KD_D2_DEBUG=1 shows where.)", file=sys.stderr, flush=True)
         sys.exit(2)
+    finally:
+        loop_logger.removeFilter(is_news)
 
 
 def _is_main_process() -> bool:

@@ -56,6 +56,13 @@ def launch(
     if started_by_torchrun():
         _join_torchrun(main, args)
         return
+    if num_gpus < 0:
+        raise LaunchError(f"--num-gpus is {num_gpus}; it must be 0 (the CPU) or more.")
+    if not 0 <= machine_rank < num_machines:
+        raise LaunchError(
+            f"--machine-rank is {machine_rank} of --num-machines {num_machines}: machines are "
+            "counted from 0."
+        )
     _check_url(dist_url, num_machines)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus and num_gpus > gpus:

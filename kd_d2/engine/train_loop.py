@@ -25,7 +25,7 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
         return None
     dtype = getattr(torch, cfg.SOLVER.AMP.DTYPE)
     if dtype == torch.float16 and not cfg.MODEL.DEVICE.startswith("cuda"):
-        logger.info(
+        logger.warning(
             "SOLVER.AMP is on with float16, which CPUs do not train in: training in float32 "
             "(SOLVER.AMP.DTYPE bfloat16 works here)."
         )

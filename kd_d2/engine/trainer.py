@@ -93,6 +93,19 @@ class DistillationTrainer(DefaultTrainer):
                 self.start_iter,
                 self.max_iter,
             )
+            if self.start_iter >= self.max_iter:
+                logger.warning(
+                    "Nothing is left to train: SOLVER.MAX_ITER is %d, and the checkpoint has seen "
+                    "%d iterations.",
+                    self.max_iter,
+                    self.start_iter,
+                )
+        elif not resume and self.checkpointer.earlier_checkpoints():
+            logger.warning(
+                "'%s' has checkpoints of an earlier run, which this run will replace as it goes; "
+                "stop it and pass --resume to continue that run, or choose another OUTPUT_DIR.",
+                self.cfg.OUTPUT_DIR,
+            )
         elif resume:
             logger.info(
                 "Nothing to resume in %s: starting from %s.",

@@ -1,5 +1,6 @@
 """Files are whole or not there."""
 
+import contextlib
 import hashlib
 import os
 import resource
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd_d2.checkpoint import atomic_write, file_sha256
+from kd_d2.checkpoint import atomic_write, earlier_file_kept, file_sha256
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_trace(tmp_path):
@@ -55,6 +56,22 @@ def test_text_and_overwriting(tmp_path):
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_write(str(tmp_path / "no" / "file")) as f:
         f.write(b"")
+
+
+def test_a_failure_puts_an_earlier_file_back(tmp_path):
+    path = tmp_path / "config.yaml"
+    for failing, expected in ((True, "old"), (False, "new")):
+        path.write_text("old")
+        with contextlib.suppress(SystemExit), earlier_file_kept(str(path)):
+            path.write_text("new")
+            if failing:
+                raise SystemExit(2)
+        assert path.read_text() == expected
+    path.unlink()
+    with pytest.raises(ValueError), earlier_file_kept(str(path)):
+        path.write_text("of a start that failed")
+        raise ValueError
+    assert path.exists()  # nothing is lost with it, and it helps to find the mistake
 
 
 def test_sha256(tmp_path):

@@ -209,6 +209,24 @@ def test_resume_takes_the_last_checkpoint(tmp_path):
     assert file.endswith("model_0000002.pth")
 
 
+@pytest.mark.parametrize(
+    "other, words",
+    [
+        (Distiller(classes=3), r"2 weights have another shape \(student.head.weight \(2, 4\) for"),
+        (Distiller(teacher=False), r"2 weights in the file have no place in the model \(teacher.w"),
+        (Detector(classes=3), r"2 weights have another shape \(head.weight \(2, 4\) for \(3, 4\)"),
+    ],
+)
+def test_a_run_of_another_model_is_not_resumed(tmp_path, other, words):
+    saved_run(tmp_path)
+    counter = Counter(-1)
+    checkpointer = KDCheckpointer(filled(other, -1), str(tmp_path), trainer=counter)
+    with pytest.raises(ValueError, match=f"model_0000002.pth' .*of another model: {words}"):
+        checkpointer.resume_or_load("", resume=True)
+    assert values(other) == {-1.0} and counter.n == -1
+    checkpointer.load(str(tmp_path / "model_0000002.pth"), checkpointables=[])  # what fits, as ever
+
+
 def test_resume_falls_back_from_a_broken_file(tmp_path, caplog):
     saved_run(tmp_path)
     last = tmp_path / "model_0000002.pth"

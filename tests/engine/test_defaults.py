@@ -1,5 +1,7 @@
 """Config from file and overrides, and mistakes in one sentence."""
 
+import logging
+
 import pytest
 import torch
 from detectron2 import model_zoo
@@ -133,6 +135,27 @@ def test_errors_of_the_system_name_the_file(capsys, tmp_path):
     assert capsys.readouterr().err.startswith(
         f"Error: '{tmp_path}/file/below': Not a directory. Check the path, or give another."
     )
+
+
+@pytest.mark.parametrize("debug, shown", [("", False), ("1", True)])
+def test_the_loops_traceback_is_shown_for_other_errors_alone(debug, shown, caplog, monkeypatch):
+    monkeypatch.setenv("KD_D2_DEBUG", debug)
+    loop_logger = logging.getLogger("detectron2.engine.train_loop")
+    monkeypatch.setattr(loop_logger, "handlers", [caplog.handler])
+
+    def fail(error):
+        with pytest.raises((SystemExit, type(error))), user_errors():
+            try:
+                raise error
+            except Exception:
+                loop_logger.exception("Exception during training:")
+                raise
+
+    fail(ValueError("a mistake"))
+    assert ("a mistake" in caplog.text) == shown
+    fail(RuntimeError("a bug"))
+    assert "a bug" in caplog.text
+    assert not loop_logger.filters
 
 
 def test_other_errors_and_debugging_keep_their_traceback(monkeypatch):

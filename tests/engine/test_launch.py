@@ -16,6 +16,17 @@ def test_several_machines_need_an_address():
         launch(lambda: None, 2, num_machines=2, dist_url="auto")
 
 
+@pytest.mark.parametrize("rank", [-1, 2, 5])
+def test_machines_are_counted_from_zero(rank):
+    with pytest.raises(LaunchError, match=f"--machine-rank is {rank} of --num-machines 2"):
+        launch(lambda: None, 2, num_machines=2, machine_rank=rank, dist_url="tcp://host:1")
+
+
+def test_a_negative_number_of_gpus():
+    with pytest.raises(LaunchError, match="--num-gpus is -1; it must be 0"):
+        launch(lambda: None, -1, dist_url="auto")
+
+
 def test_the_batch_is_shared_equally(tiny_cfg, monkeypatch):
     cfg = tiny_cfg()
     cfg.SOLVER.IMS_PER_BATCH = 8

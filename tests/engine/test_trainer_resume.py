@@ -93,6 +93,20 @@ def test_resume_with_nothing_to_resume_says_so(lgd_cfg, shapes, tmp_path, caplog
     assert f"Nothing to resume in {tmp_path}: starting from random weights" in caplog.text
 
 
+def test_a_used_folder_and_a_finished_run_are_warned_of(lgd_cfg, shapes, tmp_path, caplog):
+    train(run_cfg(lgd_cfg(), tmp_path, max_iter=2))
+    caplog.clear()
+    DistillationTrainer(run_cfg(lgd_cfg(), tmp_path, max_iter=2)).resume_or_load(resume=False)
+    assert f"'{tmp_path}' has checkpoints of an earlier run, which this run will" in caplog.text
+    caplog.clear()
+    trainer = DistillationTrainer(run_cfg(lgd_cfg(), tmp_path, max_iter=1))
+    trainer.resume_or_load(resume=True)
+    assert "Nothing is left to train: SOLVER.MAX_ITER is 1, and the checkpoint has seen 2" in (
+        caplog.text
+    )
+    assert "earlier run" not in caplog.text
+
+
 def test_checkpoints_hold_student_teacher_and_heads_only(lgd_cfg, shapes, tmp_path):
     train(run_cfg(lgd_cfg(), tmp_path, max_iter=1))
     state = torch.load(tmp_path / "model_final.pth", weights_only=True)
