@@ -27,6 +27,7 @@ from kd_d2.checkpoint import (
     local_weights_path,
 )
 from kd_d2.config_check import check_config
+from kd_d2.config_rules import ConfigError
 from kd_d2.data.mappers import ImageError
 from kd_d2.data.requirements import check_datasets, check_num_classes
 from kd_d2.engine import (
@@ -90,7 +91,7 @@ def evaluate(cfg, resume=False):
             cfg.freeze()
         elif "teacher" in parts:
             checkpointer.require_whole("teacher")
-    with user_errors(ImageError):
+    with user_errors(ImageError, OSError):
         results = DistillationTrainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -101,14 +102,18 @@ def main(args):
     """What every process of the run does."""
     with user_errors():
         cfg = read_config(args)
-        with earlier_file_kept(os.path.join(cfg.OUTPUT_DIR, "config.yaml")):
+        # Who evaluates a run by another config will want to resume it by its own
+        of_a_run = os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+        config = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+        with earlier_file_kept(config, always=args.eval_only and of_a_run):
             setup(cfg, args)
             if not args.eval_only:
                 trainer = DistillationTrainer(cfg)
                 trainer.resume_or_load(resume=args.resume)
     if args.eval_only:
         return evaluate(cfg, args.resume)
-    with user_errors(FloatingPointError, ImageError):
+    # Of the ValueErrors those that say what to do: another one is a mistake of the code
+    with user_errors(FloatingPointError, ConfigError, ImageError, OSError):
         return trainer.train()
 
 

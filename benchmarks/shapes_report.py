@@ -140,8 +140,8 @@ def draw_curves(path: Path, results: list[dict]) -> None:
                 for r in students
                 if (r["detector"], r["iterations"], r["method"]) == (detector, iterations, method)
             ]
-            label = f"{TITLES[method]} ({len(runs)})"
-            _draw(axes, [r["curve"] for r in runs], color, "o-", label)
+            curves = [r["curve"] for r in runs if r["curve"]]
+            _draw(axes, curves, color, "o-", f"{TITLES[method]} ({len(curves)})")
             _draw(axes, [r.get("teacher_curve", []) for r in runs], color, ":")
         axes.set_title(f"{detector}, {iterations} iterations", fontsize=11)
         axes.set_xlabel("iteration")

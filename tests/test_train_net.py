@@ -3,6 +3,7 @@
 Each interpreter that is started costs seconds, so several commands share one.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -124,6 +125,7 @@ def trained(workplace):
         "nothing to resume": [*config, "--eval-only", "--resume", "OUTPUT_DIR", "empty"],
         "no config": ["--num-gpus", "0"],
         "wrong classes": [*config, "--eval-only", *full, "MODEL.RETINANET.NUM_CLASSES", "4"],
+        "one image": [*config, "SOLVER.IMS_PER_BATCH", "1", "OUTPUT_DIR", "one"],
         "wrong batch": [*config, "--num-gpus", "3"],
         "missing weights": [*config, "--eval-only", "MODEL.WEIGHTS", "nowhere.pth"],
         "missing teacher": frozen,
@@ -151,9 +153,10 @@ def test_resume_goes_on(trained):
     assert "continuing at iteration 2 of 3" in output
 
 
-def test_a_start_that_fails_leaves_the_config_of_the_run(workplace, trained):
+def test_failed_starts_and_evaluations_leave_the_config_of_the_run(workplace, trained):
     config = yaml.safe_load((workplace / "lgd" / "config.yaml").read_text())
     assert config["MODEL"]["FPN"]["OUT_CHANNELS"] == 64
+    assert config["MODEL"]["META_ARCHITECTURE"] == "LabelGuidedDistiller"
 
 
 @pytest.mark.parametrize(
@@ -190,6 +193,7 @@ def test_it_says_when_there_is_no_teacher_to_evaluate(trained):
         ("nothing to resume", "there is no checkpoint in 'empty'"),
         ("no config", "DATASETS.TRAIN is empty"),
         ("wrong classes", "has 6 classes but MODEL.RETINANET.NUM_CLASSES is 4"),
+        ("one image", "Error: SOLVER.IMS_PER_BATCH gives a process one image"),
         ("wrong batch", "which 3 processes cannot share equally"),
         ("missing weights", "Error: Weights 'nowhere.pth' not found"),
         ("missing teacher", "gone.yaml"),
@@ -237,3 +241,19 @@ def test_a_mistake_ends_the_command_before_processes_are_started(workplace):
     assert done.returncode == 2
     error = done.stderr.strip().splitlines()[-1]
     assert error.startswith("Error: coco_2017_train needs") and "DETECTRON2_DATASETS" in error
+
+
+@pytest.mark.parametrize("option, hint", [([], " --resume goes on"), (["--eval-only"], "")])
+def test_ctrl_c_is_one_sentence(monkeypatch, capsys, option, hint):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.syspath_prepend(ROOT)
+    train_net = importlib.import_module("train_net")
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *option])
+    monkeypatch.setattr(train_net, "read_config", lambda args: None)
+    monkeypatch.setattr(train_net, "launch", stopped)
+    with pytest.raises(SystemExit) as error:
+        train_net.invoke_main()
+    assert error.value.code == 130
+    assert capsys.readouterr().err.startswith(f"Stopped.{hint}")

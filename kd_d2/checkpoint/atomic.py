@@ -56,23 +56,25 @@ def atomic_write(path: str, mode: str = "wb") -> Iterator[IO]:
 
 
 @contextmanager
-def earlier_file_kept(path: str) -> Iterator[None]:
+def earlier_file_kept(path: str, always: bool = False) -> Iterator[None]:
     """What stands in a file now stands there again if the block fails.
 
     Args:
         path: a file, or where there is none yet; one of a remote store is left alone.
+        always: also if the block succeeds.
     """
     old = None
     if "://" not in path and os.path.isfile(path):
         with open(path, "rb") as f:
             old = f.read()
+    done = False
     try:
         yield
-    except BaseException:
-        if old is not None and comm.is_main_process():
+        done = True
+    finally:
+        if old is not None and (always or not done) and comm.is_main_process():
             with atomic_write(path) as f:
                 f.write(old)
-        raise
 
 
 def _sync_folder(folder: str) -> None:

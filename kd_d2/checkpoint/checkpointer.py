@@ -182,6 +182,10 @@ class KDCheckpointer(DetectionCheckpointer):
                 f"'{self._source}' was written by a run of another model: {problem}; resume with "
                 "the config that the run began with, or choose another OUTPUT_DIR."
             )
+        if self._resuming:
+            for key, part in self.checkpointables.items():
+                if key in checkpoint and hasattr(part, "check_state_dict"):
+                    part.check_state_dict(checkpoint[key])
         fitting = {k for k, v in weights.items() if k in own and v.shape == own[k].shape}
         self._report(kind, fitting)
         return super()._load_model({**checkpoint, "model": weights})

@@ -168,6 +168,32 @@ def check_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
             f"The checkpoint was written by a run that trains {was}, and this run trains {now}: "
             "resume with the config that the run began with, or choose another OUTPUT_DIR."
         )
+    joint = isinstance(optimizer, JointOptimizer)
+    for name, part in (optimizer.parts if joint else {"model": optimizer}).items():
+        _check_part(name, part, state[name] if joint else state)
+
+
+def _check_part(name: str, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """The same for one part; torch compares no shapes, and fused kernels would read beyond them."""
+    was, now = (
+        [len(g["params"]) for g in s["param_groups"]] for s in (state, optimizer.state_dict())
+    )
+    if was != now:
+        raise ValueError(
+            f"The checkpoint's optimiser has groups of {was} parameters for the {name}, and this "
+            f"run's has {now}: resume with the SOLVER that the run began with (BIAS_LR_FACTOR and "
+            "WEIGHT_DECAY* make the groups), or choose another OUTPUT_DIR."
+        )
+    indices = (i for group in state["param_groups"] for i in group["params"])
+    for i, parameter in zip(indices, _parameters(optimizer), strict=True):
+        for key, value in state["state"].get(i, {}).items():
+            # "step" counts for the parameter as a whole
+            if key != "step" and torch.is_tensor(value) and value.shape != parameter.shape:
+                raise ValueError(
+                    f"The checkpoint's optimiser state has '{key}' of shape {tuple(value.shape)} "
+                    f"for a parameter of the {name} of shape {tuple(parameter.shape)}: resume with "
+                    "the config that the run began with, or choose another OUTPUT_DIR."
+                )
 
 
 def _describe(state: dict[str, Any]) -> str:

@@ -12,6 +12,8 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
+from kd_d2.config_rules import ConfigError
+
 from .optimizer import check_optimizer_state
 
 __all__ = ["TrainLoop", "amp_dtype"]
@@ -60,13 +62,14 @@ class TrainLoop(SimpleTrainer):
 
         Raises:
             FloatingPointError: a loss is infinite or NaN on some rank.
+            ConfigError: a batch norm has nothing to average over.
         """
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
         with self._autocast():
-            losses = self.model(data)
+            losses = self._losses(data)
             total = sum(losses.values())
         self.optimizer.zero_grad()
         if self.grad_scaler is None:
@@ -80,6 +83,18 @@ class TrainLoop(SimpleTrainer):
         else:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
+
+    def _losses(self, data) -> dict[str, torch.Tensor]:
+        try:
+            return self.model(data)
+        except ValueError as error:
+            if "Expected more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(
+                "SOLVER.IMS_PER_BATCH gives a process one image, and of it a batch norm sees a map "
+                "of one pixel: give each process two images or more, larger ones (INPUT.*), or set "
+                "the NORM of the part to GN or FrozenBN."
+            ) from error
 
     def _autocast(self):
         if self.dtype is None:
@@ -112,8 +127,15 @@ class TrainLoop(SimpleTrainer):
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def check_state_dict(self, state_dict: dict) -> None:
+        """
+        Raises:
+            ValueError: the state is that of another kind of run; see ``check_optimizer_state``.
+        """
         check_optimizer_state(self.optimizer, state_dict["optimizer"])
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.check_state_dict(state_dict)
         super().load_state_dict(state_dict)
         # A run may be resumed in another precision; then the scaler starts with its defaults.
         if self.grad_scaler is not None and "grad_scaler" in state_dict:

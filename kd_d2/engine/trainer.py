@@ -116,6 +116,10 @@ class DistillationTrainer(DefaultTrainer):
         if isinstance(order, data_loader.BatchOrder):
             order.start = self.start_iter
 
+    def check_state_dict(self, state_dict: dict) -> None:
+        """What the checkpointer asks before it loads anything; see ``TrainLoop``."""
+        self._trainer.check_state_dict(state_dict["_trainer"])
+
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks; before them the phases and seeds, after checkpoints the export."""
         cfg = self.cfg

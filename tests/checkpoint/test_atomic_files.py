@@ -60,9 +60,14 @@ def test_a_missing_folder_is_an_error(tmp_path):
 
 def test_a_failure_puts_an_earlier_file_back(tmp_path):
     path = tmp_path / "config.yaml"
-    for failing, expected in ((True, "old"), (False, "new")):
+    for failing, always, expected in (
+        (True, False, "old"),
+        (False, False, "new"),
+        (False, True, "old"),
+        (True, True, "old"),
+    ):
         path.write_text("old")
-        with contextlib.suppress(SystemExit), earlier_file_kept(str(path)):
+        with contextlib.suppress(SystemExit), earlier_file_kept(str(path), always):
             path.write_text("new")
             if failing:
                 raise SystemExit(2)

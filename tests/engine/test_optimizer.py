@@ -257,6 +257,30 @@ def test_the_state_of_another_run_is_refused_in_one_sentence(cfg):
         check_optimizer_state(build_optimizer(cfg, Distiller(False)), plain.state_dict())
 
 
+@pytest.mark.parametrize("trainable_teacher", [True, False])
+@pytest.mark.parametrize("kind, key", [("SGD", "momentum_buffer"), ("AdamW", "exp_avg")])
+def test_state_of_other_shapes_is_refused(cfg, trainable_teacher, kind, key):
+    cfg.SOLVER.OPTIMIZER = kind
+    model = Distiller(trainable_teacher)
+    optimizer = build_optimizer(cfg, model)
+    model(torch.ones(2, 3)).backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    check_optimizer_state(optimizer, state)
+    part = state["student"] if trainable_teacher else state
+    part["state"][0][key] = part["state"][0][key][:, :2]
+    with pytest.raises(ValueError, match=rf"'{key}' of shape \(4, 2\) for .* of shape \(4, 3\)"):
+        check_optimizer_state(optimizer, state)
+
+
+def test_state_in_other_groups_is_refused(cfg):
+    state = build_optimizer(cfg, Distiller(False)).state_dict()
+    cfg.SOLVER.BIAS_LR_FACTOR = 2.0
+    optimizer = build_optimizer(cfg, Distiller(False))
+    with pytest.raises(ValueError, match=r"groups of \[6, 2\] .* has \[3, 3, 1, 1\]: .*SOLVER"):
+        check_optimizer_state(optimizer, state)
+
+
 def test_sgd_takes_parameters_whose_gradient_comes_late(cfg):
     model = Distiller(trainable_teacher=False)
     optimizer = build_optimizer(cfg, model)

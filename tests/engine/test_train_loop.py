@@ -5,6 +5,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from kd_d2.config_rules import ConfigError
 from kd_d2.engine.train_loop import TrainLoop, amp_dtype
 
 
@@ -86,6 +87,16 @@ def test_a_bad_loss_stops_before_the_step_and_is_named(bad):
         run(trainer)
     assert "loss_cls = " in str(error.value)
     assert torch.equal(before, trainer.model.linear.weight)
+
+
+def test_a_batch_norm_of_one_value_names_the_batch_size():
+    trainer, norm = loop(), nn.BatchNorm2d(2)
+    trainer.model.forward = lambda x: {"loss": norm(x[:1, :, None, None]).sum()}
+    with pytest.raises(ConfigError, match="SOLVER.IMS_PER_BATCH .* two images or more"):
+        run(trainer)
+    trainer.model.forward = lambda x: int("no number")  # any other error is left as it is
+    with pytest.raises(ValueError, match="invalid literal"):
+        run(trainer)
 
 
 def test_optimizer_state_is_in_the_state_dict():

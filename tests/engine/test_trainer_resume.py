@@ -107,6 +107,17 @@ def test_a_used_folder_and_a_finished_run_are_warned_of(lgd_cfg, shapes, tmp_pat
     assert "earlier run" not in caplog.text
 
 
+def test_another_optimizer_is_refused_before_weights_are_loaded(lgd_cfg, shapes, tmp_path):
+    train(run_cfg(lgd_cfg(), tmp_path, max_iter=1))
+    cfg = run_cfg(lgd_cfg(), tmp_path, max_iter=2)
+    cfg.SOLVER.OPTIMIZER = "AdamW" if cfg.SOLVER.OPTIMIZER == "SGD" else "SGD"
+    trainer = DistillationTrainer(cfg)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    with pytest.raises(ValueError, match="resume with the config"):
+        trainer.resume_or_load(resume=True)
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+
+
 def test_checkpoints_hold_student_teacher_and_heads_only(lgd_cfg, shapes, tmp_path):
     train(run_cfg(lgd_cfg(), tmp_path, max_iter=1))
     state = torch.load(tmp_path / "model_final.pth", weights_only=True)
