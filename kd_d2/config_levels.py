@@ -18,13 +18,16 @@ _SWIN_PYRAMIDS = {
     "build_swin_fpn_backbone": ["p2", "p3", "p4", "p5", "p6"],
     "build_retinanet_swin_fpn_backbone": ["p3", "p4", "p5", "p6", "p7"],
 }
-_RCNN_PARTS = {
+# whose IN_FEATURES a detector reads
+_NODES = {
     "ProposalNetwork": ["RPN"],
     "GeneralizedRCNN": ["RPN", "ROI_HEADS"],
     "PanopticFPN": ["RPN", "ROI_HEADS", "SEM_SEG_HEAD"],
     "SemanticSegmentor": ["SEM_SEG_HEAD"],
+    "RetinaNet": ["RETINANET"],
+    "FCOS": ["FCOS"],
+    "ATSS": ["ATSS"],
 }
-_OUR_DENSE = {"RetinaNet": ["RETINANET"], "FCOS": ["FCOS"], "ATSS": ["ATSS"]}
 
 
 def check_levels(cfg: CfgNode, arch: str) -> None:
@@ -42,7 +45,7 @@ def check_levels(cfg: CfgNode, arch: str) -> None:
     """
     name = cfg.MODEL.BACKBONE.NAME
     levels = backbone_levels(cfg)
-    for node in {**_RCNN_PARTS, **_OUR_DENSE}.get(arch, []):
+    for node in _NODES.get(arch, []):
         if not _is_stock(cfg, node):
             continue
         asked = list(cfg.MODEL[node].IN_FEATURES)

@@ -177,18 +177,21 @@ class KDCheckpointer(DetectionCheckpointer):
             weights = add_prefix(weights, STUDENT)
         elif checkpoint.pop("matching_heuristics", False):
             weights = self._aligned(checkpoint, weights, own)
-        if self._resuming and (problem := misfit(weights, own)):
+        if self._resuming:
+            self._require_same_run(weights, own, checkpoint)
+        fitting = {k for k, v in weights.items() if k in own and v.shape == own[k].shape}
+        self._report(kind, fitting)
+        return super()._load_model({**checkpoint, "model": weights})
+
+    def _require_same_run(self, weights: Mapping, own: Mapping, checkpoint: Mapping) -> None:
+        if problem := misfit(weights, own):
             raise ValueError(
                 f"'{self._source}' was written by a run of another model: {problem}; resume with "
                 "the config that the run began with, or choose another OUTPUT_DIR."
             )
-        if self._resuming:
-            for key, part in self.checkpointables.items():
-                if key in checkpoint and hasattr(part, "check_state_dict"):
-                    part.check_state_dict(checkpoint[key])
-        fitting = {k for k, v in weights.items() if k in own and v.shape == own[k].shape}
-        self._report(kind, fitting)
-        return super()._load_model({**checkpoint, "model": weights})
+        for key, part in self.checkpointables.items():
+            if key in checkpoint and hasattr(part, "check_state_dict"):
+                part.check_state_dict(checkpoint[key])
 
     def _refuse_foreign(self, weights: Mapping) -> None:
         for source, beginning in FOREIGN_NAMES.items():

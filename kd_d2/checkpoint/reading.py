@@ -141,12 +141,15 @@ def _unusable(value: Any) -> str:
 # ------------------------------------------------------------------------------------ .pth
 
 
+# what readers make of a file that is cut off or changed
+_DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, OSError)
+
+
 def _read_torch(path: str) -> Any:
+    # torch does not look at the checksums
+    if _is_zip(path) and not _checksums_are_right(path):
+        raise CheckpointError(_not_a_checkpoint(path))
     try:
-        if _is_zip(path):
-            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
-                if archive.testzip() is not None:
-                    raise CheckpointError(_not_a_checkpoint(path))
         with torch.serialization.safe_globals(_numpy_names()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -157,9 +160,7 @@ def _read_torch(path: str) -> Any:
                 "load it with Detectron2 and save {'model': model.state_dict()} anew."
             ) from error
         raise CheckpointError(_not_a_checkpoint(path)) from error
-    except CheckpointError:
-        raise
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise CheckpointError(_not_a_checkpoint(path)) from error
 
 
@@ -175,6 +176,14 @@ def _numpy_names() -> list:
 def _numpy_core():
     """NumPy's inner package, which NumPy 2 renamed."""
     return getattr(np, "_core", None) or np.core
+
+
+def _checksums_are_right(path: str) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, *_DAMAGE):
+        return False
 
 
 def _is_zip(path: str) -> bool:

@@ -10,11 +10,10 @@ import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
 from detectron2.layers import cat
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.backbone import Backbone
 from detectron2.structures import Boxes, ImageList, Instances
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kd_d2.modeling.detectors.atss_head import ATSSHead
@@ -78,55 +77,30 @@ class ATSS(OnePerCellDetector):
     def __init__(
         self,
         *,
-        backbone: Backbone,
-        head: nn.Module,
-        head_in_features: list[str],
-        num_classes: int,
         branch: str = "iou",
         anchor_scale: float = 8.0,
         anchor_offset: float = 0.0,
         bbox_reg_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0),
         topk: int = 9,
-        focal_loss_alpha: float = 0.25,
-        focal_loss_gamma: float = 2.0,
         box_loss_weight: float = 2.0,
         branch_loss_weight: float = 1.0,
-        test_score_thresh: float = 0.05,
-        test_topk_candidates: int = 1000,
-        test_nms_thresh: float = 0.6,
-        max_detections_per_image: int = 100,
-        pixel_mean: list[float],
-        pixel_std: list[float],
+        **common,
     ):
         """
         Args:
-            head: returns logits, deltas and quality, see :class:`ATSSHead`.
-            head_in_features: levels of the backbone that it reads, from fine to coarse.
+            common: arguments of :class:`OnePerCellDetector`; the head is an :class:`ATSSHead`, or
+                returns logits, deltas and quality like it.
 
         The other arguments are explained at the config keys of :func:`add_atss_config`.
 
         Raises:
             ValueError: an unknown branch.
         """
-        super().__init__(
-            backbone=backbone,
-            head=head,
-            head_in_features=head_in_features,
-            num_classes=num_classes,
-            focal_loss_alpha=focal_loss_alpha,
-            focal_loss_gamma=focal_loss_gamma,
-            test_score_thresh=test_score_thresh,
-            test_topk_candidates=test_topk_candidates,
-            test_nms_thresh=test_nms_thresh,
-            max_detections_per_image=max_detections_per_image,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-        )
+        super().__init__(**common)
         if branch not in _BRANCHES:
             raise ValueError(f'MODEL.ATSS.BRANCH is {branch!r}: it must be "iou" or "centerness".')
         self.branch = branch
-        shapes = backbone.output_shape()
-        strides = [shapes[f].stride for f in head_in_features]
+        strides = self.strides()
         self.anchor_generator = DefaultAnchorGenerator(
             sizes=[[anchor_scale * s] for s in strides],
             aspect_ratios=[1.0],
@@ -140,29 +114,16 @@ class ATSS(OnePerCellDetector):
 
     @classmethod
     def from_config(cls, cfg):
-        backbone = build_backbone(cfg)
-        shapes = backbone.output_shape()
         atss = cfg.MODEL.ATSS
         return {
-            "backbone": backbone,
-            "head": ATSSHead(cfg, [shapes[f] for f in atss.IN_FEATURES]),
-            "head_in_features": atss.IN_FEATURES,
-            "num_classes": atss.NUM_CLASSES,
+            **cls.common_settings(cfg, atss, ATSSHead),
             "branch": atss.BRANCH,
             "anchor_scale": atss.ANCHOR_SCALE,
             "anchor_offset": atss.ANCHOR_OFFSET,
             "bbox_reg_weights": atss.BBOX_REG_WEIGHTS,
             "topk": atss.TOPK,
-            "focal_loss_alpha": atss.FOCAL_LOSS_ALPHA,
-            "focal_loss_gamma": atss.FOCAL_LOSS_GAMMA,
             "box_loss_weight": atss.BOX_LOSS_WEIGHT,
             "branch_loss_weight": atss.BRANCH_LOSS_WEIGHT,
-            "test_score_thresh": atss.SCORE_THRESH_TEST,
-            "test_topk_candidates": atss.TOPK_CANDIDATES_TEST,
-            "test_nms_thresh": atss.NMS_THRESH_TEST,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
     @torch.no_grad()

@@ -10,11 +10,10 @@ import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
 from detectron2.layers import cat
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.backbone import Backbone
 from detectron2.structures import Boxes, ImageList, Instances
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kd_d2.modeling.detectors.fcos_head import FCOSHead
@@ -71,48 +70,22 @@ class FCOS(OnePerCellDetector):
     def __init__(
         self,
         *,
-        backbone: Backbone,
-        head: nn.Module,
-        head_in_features: list[str],
-        num_classes: int,
         sizes_of_interest: list[float] = (),
         center_sampling_radius: float = 1.5,
-        focal_loss_alpha: float = 0.25,
-        focal_loss_gamma: float = 2.0,
-        test_score_thresh: float = 0.05,
-        test_topk_candidates: int = 1000,
-        test_nms_thresh: float = 0.6,
-        max_detections_per_image: int = 100,
-        pixel_mean: list[float],
-        pixel_std: list[float],
+        **common,
     ):
         """
         Args:
-            head: returns logits, distances and centerness, see :class:`FCOSHead`.
-            head_in_features: levels of the backbone that it reads, from fine to coarse.
             sizes_of_interest: one upper limit for every level but the last; empty: 8 strides.
-
-        The other arguments are explained at the config keys of :func:`add_fcos_config`.
+            center_sampling_radius: see the config keys of :func:`add_fcos_config`.
+            common: arguments of :class:`OnePerCellDetector`; the head is an :class:`FCOSHead`, or
+                returns logits, distances and centerness like it.
 
         Raises:
             ValueError: limits whose number does not fit the levels, or that do not increase.
         """
-        super().__init__(
-            backbone=backbone,
-            head=head,
-            head_in_features=head_in_features,
-            num_classes=num_classes,
-            focal_loss_alpha=focal_loss_alpha,
-            focal_loss_gamma=focal_loss_gamma,
-            test_score_thresh=test_score_thresh,
-            test_topk_candidates=test_topk_candidates,
-            test_nms_thresh=test_nms_thresh,
-            max_detections_per_image=max_detections_per_image,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-        )
-        shapes = backbone.output_shape()
-        strides = [shapes[f].stride for f in head_in_features]
+        super().__init__(**common)
+        strides = self.strides()
         # A point is represented as the square of one stride around it.
         self.anchor_generator = DefaultAnchorGenerator(
             sizes=[[s] for s in strides], aspect_ratios=[1.0], strides=strides
@@ -121,31 +94,18 @@ class FCOS(OnePerCellDetector):
         if len(sizes) != len(strides) - 1 or sizes != sorted(set(sizes)):
             raise ValueError(
                 "MODEL.FCOS.SIZES_OF_INTEREST needs one increasing number for every level but the "
-                f"last of {list(head_in_features)}, got {sizes}."
+                f"last of {list(self.head_in_features)}, got {sizes}."
             )
         self.level_ranges = level_ranges(sizes)
         self.center_sampling_radius = center_sampling_radius
 
     @classmethod
     def from_config(cls, cfg):
-        backbone = build_backbone(cfg)
-        shapes = backbone.output_shape()
         fcos = cfg.MODEL.FCOS
         return {
-            "backbone": backbone,
-            "head": FCOSHead(cfg, [shapes[f] for f in fcos.IN_FEATURES]),
-            "head_in_features": fcos.IN_FEATURES,
-            "num_classes": fcos.NUM_CLASSES,
+            **cls.common_settings(cfg, fcos, FCOSHead),
             "sizes_of_interest": fcos.SIZES_OF_INTEREST,
             "center_sampling_radius": fcos.CENTER_SAMPLING_RADIUS,
-            "focal_loss_alpha": fcos.FOCAL_LOSS_ALPHA,
-            "focal_loss_gamma": fcos.FOCAL_LOSS_GAMMA,
-            "test_score_thresh": fcos.SCORE_THRESH_TEST,
-            "test_topk_candidates": fcos.TOPK_CANDIDATES_TEST,
-            "test_nms_thresh": fcos.NMS_THRESH_TEST,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
     @torch.no_grad()

@@ -4,7 +4,9 @@ Shapes: N images, R anchors (or points) of all levels together, M boxes of an im
 """
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import batched_nms, cat
+from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
@@ -23,15 +25,22 @@ class OnePerCellDetector(DenseDetector):
         head: nn.Module,
         head_in_features: list[str],
         num_classes: int,
-        focal_loss_alpha: float,
-        focal_loss_gamma: float,
-        test_score_thresh: float,
-        test_topk_candidates: int,
-        test_nms_thresh: float,
-        max_detections_per_image: int,
+        focal_loss_alpha: float = 0.25,
+        focal_loss_gamma: float = 2.0,
+        test_score_thresh: float = 0.05,
+        test_topk_candidates: int = 1000,
+        test_nms_thresh: float = 0.6,
+        max_detections_per_image: int = 100,
         pixel_mean: list[float],
         pixel_std: list[float],
     ):
+        """
+        Args:
+            head: returns logits, boxes in an encoding of its own, and the third number.
+            head_in_features: levels of the backbone that it reads, from fine to coarse.
+
+        The other arguments are explained at the config keys of the detectors.
+        """
         super().__init__(
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
         )
@@ -42,6 +51,36 @@ class OnePerCellDetector(DenseDetector):
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
         self.max_detections_per_image = max_detections_per_image
+
+    @staticmethod
+    def common_settings(cfg: CfgNode, node: CfgNode, head: type[nn.Module]) -> dict:
+        """The arguments of this class, from a config.
+
+        Args:
+            node: the detector's own.
+            head: built as ``head(cfg, input_shape)``.
+        """
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        return {
+            "backbone": backbone,
+            "head": head(cfg, [shapes[f] for f in node.IN_FEATURES]),
+            "head_in_features": node.IN_FEATURES,
+            "num_classes": node.NUM_CLASSES,
+            "focal_loss_alpha": node.FOCAL_LOSS_ALPHA,
+            "focal_loss_gamma": node.FOCAL_LOSS_GAMMA,
+            "test_score_thresh": node.SCORE_THRESH_TEST,
+            "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": node.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    def strides(self) -> list[int]:
+        """Of the levels that the head reads."""
+        shapes = self.backbone.output_shape()
+        return [shapes[f].stride for f in self.head_in_features]
 
     def forward_training(
         self,
