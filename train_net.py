@@ -26,8 +26,9 @@ from kd_d2.checkpoint import (
     earlier_file_kept,
     local_weights_path,
 )
-from kd_d2.config_check import check_config
-from kd_d2.config_rules import ConfigError
+from kd_d2.config.check import check_config
+from kd_d2.config.rules import ConfigError
+from kd_d2.config.student import is_distiller, student_config
 from kd_d2.data.mappers import ImageError
 from kd_d2.data.requirements import check_datasets, check_num_classes
 from kd_d2.engine import (
@@ -39,7 +40,6 @@ from kd_d2.engine import (
     load_config,
     user_errors,
 )
-from kd_d2.student_config import is_distiller, student_config
 
 logger = logging.getLogger("kd_d2.train_net")
 

@@ -12,10 +12,10 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from torch import nn
 
+from kd_d2.config.student import is_distiller, student_config
+from kd_d2.config.teacher import load_teacher_cfg
 from kd_d2.engine import build_optimizer
 from kd_d2.engine import load_config as read_config
-from kd_d2.student_config import is_distiller, student_config
-from kd_d2.teacher_config import load_teacher_cfg
 
 PLAIN, OFF, DISTILLED = "plain student", "distillation off", "distilled"
 

@@ -12,12 +12,12 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from kd_d2 import get_kd_cfg
-from kd_d2.config_check import check_config
+from kd_d2.config.check import check_config
+from kd_d2.config.student import student_config
+from kd_d2.config.teacher import load_teacher_cfg
 from kd_d2.engine.optimizer import teacher_solver
 from kd_d2.modeling import build_stages
 from kd_d2.modeling.distill_heads import build_distill_head
-from kd_d2.student_config import student_config
-from kd_d2.teacher_config import load_teacher_cfg
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))

@@ -21,10 +21,10 @@ from kd_d2.checkpoint.converters import (
     convert_checkpoint,
     write_weights,
 )
-from kd_d2.config_check import check_config
+from kd_d2.config.check import check_config
+from kd_d2.config.student import is_distiller, student_config
 from kd_d2.engine import load_config, user_errors
 from kd_d2.engine.export import CONFIG_NAME, student_yaml
-from kd_d2.student_config import is_distiller, student_config
 
 
 def main():

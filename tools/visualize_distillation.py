@@ -21,10 +21,10 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 
+from kd_d2.config.student import is_distiller, student_config
 from kd_d2.data.mappers import ImageError
 from kd_d2.data.requirements import check_datasets, check_num_classes
 from kd_d2.engine import load_config, user_errors
-from kd_d2.student_config import is_distiller, student_config
 from kd_d2.visualization.level_features import FEATURE_STYLES
 from kd_d2.visualization.naming import distiller_class_names, known_names
 from kd_d2.visualization.observation import observe

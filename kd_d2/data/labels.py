@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from detectron2.config import CfgNode
 
-from kd_d2.student_config import student_config
+from kd_d2.config.student import student_config
 
 __all__ = ["check_test_masks", "check_training_labels", "has_mask_head", "is_usable"]
 

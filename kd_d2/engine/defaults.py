@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from kd_d2.config import get_kd_cfg
-from kd_d2.config_files import fitting, flat_keys, merge_config_file, unknown_key
+from kd_d2.config.files import fitting, flat_keys, merge_config_file, unknown_key
 from kd_d2.registry import UnknownNameError
 
 __all__ = ["choose_device", "load_config", "user_errors"]

@@ -22,7 +22,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from kd_d2.checkpoint import atomic_write, student_state
-from kd_d2.student_config import student_config
+from kd_d2.config.student import student_config
 
 __all__ = ["check_student_state", "export_student", "is_stock_student", "student_yaml"]
 

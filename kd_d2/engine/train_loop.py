@@ -12,7 +12,7 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
-from kd_d2.config_rules import ConfigError
+from kd_d2.config.rules import ConfigError
 
 from .optimizer import check_optimizer_state
 

@@ -11,11 +11,11 @@ from detectron2.utils import comm
 from torch import nn
 
 from kd_d2.checkpoint import KDCheckpointer
-from kd_d2.config_check import check_config
+from kd_d2.config.check import check_config
+from kd_d2.config.student import is_distiller, student_config
 from kd_d2.data.mappers import RobustDatasetMapper
 from kd_d2.data.requirements import check_datasets, check_num_classes
 from kd_d2.modeling.phases import phase_length
-from kd_d2.student_config import is_distiller, student_config
 
 from . import data_loader, evaluation, lr_schedule, optimizer
 from .evaluation_models import unwrap_model

@@ -7,6 +7,7 @@ from pathlib import Path
 from .download import Patience, store
 from .progress import Progress
 from .table import ZooError
+from .transfer import printable
 from .verify import Digest
 
 __all__ = ["drive_id", "fetch_from_drive"]
@@ -61,7 +62,7 @@ def fetch_from_drive(
             whole.replace(part)
         except errors as error:
             raise ZooError(
-                f"{source} could not be fetched ({' '.join(str(error).split())}): open that page "
+                f"{source} could not be fetched ({printable(error)}): open that page "
                 f"in a browser, and add the file with `python tools/model_zoo.py add NAME FILE`."
             ) from error
         return False

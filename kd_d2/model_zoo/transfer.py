@@ -15,7 +15,7 @@ from .progress import Progress
 from .table import ZooError
 from .verify import looks_wrong
 
-__all__ = ["Interrupted", "receive", "scheme_of"]
+__all__ = ["Interrupted", "printable", "receive", "scheme_of"]
 
 _CHUNK = 1 << 20
 _TRY_AGAIN = (408, 425, 429)  # and whatever begins with 5
@@ -110,7 +110,7 @@ def receive(
                 f"({reason.verify_message}): the clock or the system's certificates may be "
                 "wrong, or somebody is in between."
             ) from error
-        raise Interrupted(_printable(reason)) from error
+        raise Interrupted(printable(reason)) from error
     with response:
         return _store(url, response, part, have, note, progress)
 
@@ -195,10 +195,10 @@ def _read(response) -> bytes:
     try:
         return response.read1(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
-        raise Interrupted(_printable(error)) from error
+        raise Interrupted(printable(error)) from error
 
 
-def _printable(error: object) -> str:
+def printable(error: object) -> str:
     """What a server said, in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return "".join(c if c.isprintable() else "?" for c in text)

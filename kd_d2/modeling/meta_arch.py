@@ -9,12 +9,12 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
+from kd_d2.config.student import student_config
 from kd_d2.modeling.distill_heads import DistillHead, build_distill_head
 from kd_d2.modeling.norm_statistics import SecondNormStatistics
 from kd_d2.modeling.stages import build_stages
 from kd_d2.modeling.teachers import build_teacher
 from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
-from kd_d2.student_config import student_config
 
 
 class Distiller(nn.Module):
@@ -63,7 +63,7 @@ class Distiller(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        from kd_d2.config_check import check_config
+        from kd_d2.config.check import check_config
 
         check_config(cfg)
         student_cfg = student_config(cfg)

@@ -56,7 +56,7 @@ class FrozenTeacher(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, student: DetectorStages) -> dict:
-        from kd_d2.teacher_config import load_teacher_cfg, teacher_weights
+        from kd_d2.config.teacher import load_teacher_cfg, teacher_weights
 
         teacher_cfg = load_teacher_cfg(cfg)
         detector = META_ARCH_REGISTRY.get(teacher_cfg.MODEL.META_ARCHITECTURE)(teacher_cfg)

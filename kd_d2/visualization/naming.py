@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
-from kd_d2.teacher_config import load_teacher_cfg
+from kd_d2.config.teacher import load_teacher_cfg
 from kd_d2.visualization.detections import Boxes2D
 
 

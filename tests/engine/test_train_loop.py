@@ -5,7 +5,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from kd_d2.config_rules import ConfigError
+from kd_d2.config.rules import ConfigError
 from kd_d2.engine.train_loop import TrainLoop, amp_dtype
 
 

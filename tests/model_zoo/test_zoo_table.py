@@ -130,7 +130,7 @@ def test_a_file_in_another_format_is_no_weights():
 
 @pytest.mark.parametrize("key", ["MODEL.WEIGHTS", "MODEL.KD.TEACHER.WEIGHTS"])
 def test_the_config_check_knows_the_names(key, lgd_cfg):
-    from kd_d2.config_check import check_config
+    from kd_d2.config.check import check_config
 
     cfg = lgd_cfg()
     cfg.MODEL.META_ARCHITECTURE = "FrozenTeacherDistiller"

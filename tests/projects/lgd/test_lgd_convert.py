@@ -177,7 +177,7 @@ def test_deformable_blocks(lgd_cfg, build, build_other):
 
 
 def test_the_student_alone(lgd_cfg, build, build_other):
-    from kd_d2.student_config import student_config
+    from kd_d2.config.student import student_config
 
     cfg = convert_config(lgd_cfg)
     source = perturb(build(cfg))

@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from kd_d2.config_files import merge_config_file
+from kd_d2.config.files import merge_config_file
 from kd_d2.model_zoo import resolve_config_file, resolve_weights
 
 
@@ -16,7 +16,7 @@ def load_teacher_cfg(cfg: CfgNode) -> CfgNode:
         ValueError: for one that cannot be read.
     """
     from kd_d2.config import get_kd_cfg
-    from kd_d2.student_config import is_distiller, student_config
+    from kd_d2.config.student import is_distiller, student_config
 
     path = resolve_config_file(cfg.MODEL.KD.TEACHER.CONFIG_FILE)
     teacher = get_kd_cfg()

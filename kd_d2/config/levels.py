@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from kd_d2.config_rules import ConfigError
+from kd_d2.config.rules import ConfigError
 
 __all__ = ["backbone_levels", "check_levels"]
 

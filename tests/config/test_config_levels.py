@@ -4,9 +4,9 @@ import pytest
 import torch
 from detectron2.modeling import build_backbone
 
-from kd_d2.config_check import check_config
-from kd_d2.config_levels import backbone_levels
-from kd_d2.config_rules import ConfigError
+from kd_d2.config.check import check_config
+from kd_d2.config.levels import backbone_levels
+from kd_d2.config.rules import ConfigError
 
 STAGES = ["res2", "res3", "res4", "res5"]
 

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.config.compat import guess_version
 from detectron2.utils.file_io import PathManager
 
-from kd_d2.config_reading import read_config
+from kd_d2.config.reading import read_config
 
 __all__ = ["fitting", "flat_keys", "merge_config_file", "unknown_key"]
 

@@ -3,7 +3,7 @@
 import pytest
 from detectron2.config import get_cfg
 
-from kd_d2.config_files import fitting, merge_config_file
+from kd_d2.config.files import fitting, merge_config_file
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import yaml
 from detectron2 import model_zoo
 from detectron2.config import get_cfg
 
-from kd_d2.config_arithmetic import ConfigLoader, evaluate_arithmetic
-from kd_d2.config_files import merge_config_file
+from kd_d2.config.arithmetic import ConfigLoader, evaluate_arithmetic
+from kd_d2.config.files import merge_config_file
 
 ZOO = Path(model_zoo.get_config_file("Base-RetinaNet.yaml")).parent
 STOCK = [

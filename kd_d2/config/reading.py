@@ -7,7 +7,7 @@ import yaml
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
-from kd_d2.config_arithmetic import ConfigLoader
+from kd_d2.config.arithmetic import ConfigLoader
 
 __all__ = ["read_config"]
 

@@ -1,14 +1,14 @@
 """The values that the keys of Detectron2 and kd_d2 may have.
 
 Only what cannot work is refused: a value that somebody may want passes. Names of registries are
-checked in ``config_names.py``, values of a project's own node by the project.
+checked in ``names.py``, values of a project's own node by the project.
 """
 
 import math
 
 from PIL import Image
 
-from kd_d2.config_rules import (
+from kd_d2.config.rules import (
     Rule,
     device,
     list_of,

@@ -13,7 +13,7 @@ from detectron2.modeling import (
 )
 from fvcore.common.registry import Registry
 
-from kd_d2.config_rules import ConfigError
+from kd_d2.config.rules import ConfigError
 from kd_d2.registry import unknown_name
 
 __all__ = ["check_known", "check_parts"]

@@ -9,10 +9,10 @@ from detectron2 import model_zoo
 from detectron2.config import get_cfg
 
 from kd_d2 import get_kd_cfg
-from kd_d2.config_check import check_config
-from kd_d2.config_files import merge_config_file
-from kd_d2.config_rules import ConfigError, check_values, list_of, number, one_of, optional, whole
-from kd_d2.config_values import VALUES
+from kd_d2.config.check import check_config
+from kd_d2.config.files import merge_config_file
+from kd_d2.config.rules import ConfigError, check_values, list_of, number, one_of, optional, whole
+from kd_d2.config.values import VALUES
 
 ZOO = Path(model_zoo.get_config_file("Base-RetinaNet.yaml")).parent
 INF, NAN = float("inf"), float("nan")

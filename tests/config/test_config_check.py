@@ -3,9 +3,10 @@
 import pytest
 from detectron2.data import MetadataCatalog
 
-from kd_d2.config_check import ConfigError, check_config, class_map
+from kd_d2.config.check import ConfigError, check_config
+from kd_d2.config.frozen_teacher import class_map
+from kd_d2.config.student import student_config
 from kd_d2.registry import NamedRegistry
-from kd_d2.student_config import student_config
 
 
 def test_a_good_config_passes(lgd_cfg, tiny_cfg):
