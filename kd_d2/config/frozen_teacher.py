@@ -14,6 +14,12 @@ __all__ = ["check_frozen_teacher", "class_map"]
 
 
 def check_frozen_teacher(cfg: CfgNode) -> None:
+    """Check that the teacher's config can be built, has weights and knows the student's classes.
+
+    Raises:
+        ConfigError: with one sentence on the first thing that is wrong.
+        FileNotFoundError: the teacher's config or weights are missing.
+    """
     node = cfg.MODEL.KD.TEACHER
     if not node.CONFIG_FILE:
         raise ConfigError(
