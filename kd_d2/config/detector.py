@@ -14,6 +14,15 @@ _RESNET_DEPTHS = (18, 34, 50, 101, 152)  # that Detectron2's ResNets know
 
 
 def check_backbone(cfg: CfgNode, where: str = "") -> None:
+    """Check the name of the backbone, and what its builder would stumble over.
+
+    Args:
+        cfg: a finished config.
+        where: comes before each key in a message, e.g. "of the teacher's config X.yaml, ".
+
+    Raises:
+        ConfigError: with one sentence on the first thing that is wrong.
+    """
     name, depth = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEPTH
     check_known(f"backbone ({where}MODEL.BACKBONE.NAME)", name, BACKBONE_REGISTRY)
     if "resnet" in name and depth not in _RESNET_DEPTHS:
@@ -29,5 +38,14 @@ def check_backbone(cfg: CfgNode, where: str = "") -> None:
 
 
 def check_detector(cfg: CfgNode, arch: str) -> None:
+    """Check a detector's other parts, and that the levels it reads exist.
+
+    Args:
+        cfg: a finished config with a known backbone.
+        arch: the detector's META_ARCHITECTURE.
+
+    Raises:
+        ConfigError: with one sentence on the first thing that is wrong.
+    """
     check_parts(cfg, arch)
     check_levels(cfg, arch)

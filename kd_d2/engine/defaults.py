@@ -40,7 +40,7 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
     """
     cfg = get_kd_cfg()
     known = list(flat_keys(cfg))
-    free = [key for key in known if _node(cfg, key)[key.rsplit(".", 1)[-1]] is None]
+    free = [key for key in known if getitem(*_place(cfg, key)) is None]
     if config_file:
         merge_config_file(cfg, config_file)
         _find_moved_weights(cfg, config_file)
@@ -70,15 +70,17 @@ def _merge_overrides(cfg: CfgNode, overrides: list[str], known: list[str], free:
     for key in set(overrides[::2]).intersection(free):
         # A default of None admits any type ("auto", iterations, fractions), and the file's must not
         # stand in the way of it
-        _node(cfg, key)[key.rsplit(".", 1)[-1]] = None
+        node, name = _place(cfg, key)
+        node[name] = None
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-        node, name = _node(cfg, key), key.rsplit(".", 1)[-1]
+        node, name = _place(cfg, key)
         cfg.merge_from_list([key, fitting(key, value, node[name])])
 
 
-def _node(cfg: CfgNode, key: str) -> CfgNode:
-    """The node that holds a dotted key."""
-    return reduce(getitem, key.split(".")[:-1], cfg)
+def _place(cfg: CfgNode, key: str) -> tuple[CfgNode, str]:
+    """The node that holds a dotted key, and the key's name there."""
+    *nodes, name = key.split(".")
+    return reduce(getitem, nodes, cfg), name
 
 
 def choose_device(cfg: CfgNode, num_gpus: int) -> None:
