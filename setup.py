@@ -63,6 +63,7 @@ setup(
         "matplotlib>=3.7",
         "pycocotools>=2.0.6",
         "pyyaml>=6.0",
+        "scipy>=1.10",  # CrowdHuman's metrics match boxes by it
         "fvcore>=0.1.5.post20221221,<0.1.6",
         "iopath>=0.1.9,<0.1.11",
         "portalocker>=2.0",

@@ -8,6 +8,7 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import NativePathHandler
 
+from .crowdhuman import register_crowdhuman
 from .shapes import SPLITS, ensure_split, split_folder
 from .shapes_render import CLASSES
 
@@ -75,4 +76,6 @@ def register_shapes(
         PathManager.register_handler(_GeneratingPathHandler(handled), allow_override=True)
 
 
-register_shapes(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+_ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+register_shapes(_ROOT)
+register_crowdhuman(_ROOT)

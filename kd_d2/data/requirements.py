@@ -8,17 +8,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from kd_d2.config.names import detector_node
+
 from .labels import check_test_masks, has_mask_head
 from .reading import read_dataset
 
 __all__ = ["check_datasets", "check_num_classes"]
 
-_NUM_CLASSES_KEYS = {
-    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-    "FCOS": "MODEL.FCOS.NUM_CLASSES",
-    "ATSS": "MODEL.ATSS.NUM_CLASSES",
-    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
-}
 _checked: dict[tuple[str, bool], Callable] = {}  # test sets, as they were registered then
 
 
@@ -113,14 +109,11 @@ def check_num_classes(cfg: CfgNode, student_meta_arch: str) -> None:
     Raises:
         ValueError: the number of classes differs.
     """
-    key = _NUM_CLASSES_KEYS.get(student_meta_arch)
-    if key is None:
+    node = detector_node(student_meta_arch)
+    value = cfg.MODEL.get(node, {}).get("NUM_CLASSES")
+    if value is None:
         return
-    value = cfg
-    for part in key.split("."):
-        if part not in value:
-            return
-        value = value[part]
+    key = f"MODEL.{node}.NUM_CLASSES"
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         # `get` on an unknown name would create its metadata.
         classes = MetadataCatalog.get(name).get("thing_classes") if name in DatasetCatalog else None

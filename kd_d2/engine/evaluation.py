@@ -9,6 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
+    DatasetEvaluators,
     PascalVOCDetectionEvaluator,
     inference_on_dataset,
     print_csv_format,
@@ -17,6 +18,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from kd_d2.data.mappers import build_annotated_test_mapper
+from kd_d2.evaluation import CrowdHumanEvaluator
 
 from .evaluation_models import TeacherInference
 
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
     """Build the evaluator that a data set's ``evaluator_type`` asks for.
 
+    With TEST.CROWD_METRICS one for the task ``crowd`` stands beside it.
+
     Args:
         folder: where below OUTPUT_DIR the detections are written.
 
@@ -35,7 +39,15 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
         ValueError: the data set has no type or an unknown one.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-    output = os.path.join(cfg.OUTPUT_DIR, folder)
+    evaluator = _build_by_type(kind, dataset_name, os.path.join(cfg.OUTPUT_DIR, folder))
+    if kind == "crowdhuman" or not cfg.TEST.CROWD_METRICS:
+        return evaluator
+    return DatasetEvaluators([evaluator, CrowdHumanEvaluator(dataset_name, task="crowd")])
+
+
+def _build_by_type(kind: str | None, dataset_name: str, output: str) -> DatasetEvaluator:
+    if kind == "crowdhuman":
+        return CrowdHumanEvaluator(dataset_name, output_dir=output)
     if kind == "coco":
         # detection tasks are told from the predictions; COCO's C++ evaluation is used where it is
         return COCOEvaluator(dataset_name, output_dir=output)
@@ -46,9 +58,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
     if kind == "pascal_voc":
         return PascalVOCDetectionEvaluator(dataset_name)
     raise ValueError(
-        f"Data set '{dataset_name}' has evaluator_type {kind!r}; known are coco, lvis and "
-        "pascal_voc: set MetadataCatalog.get(name).evaluator_type where you register it, or "
-        "override build_evaluator."
+        f"Data set '{dataset_name}' has evaluator_type {kind!r}; known are coco, lvis, "
+        "pascal_voc and crowdhuman: set MetadataCatalog.get(name).evaluator_type where you "
+        "register it, or override build_evaluator."
     )
 
 
