@@ -18,7 +18,7 @@ from kd_d2.modeling.phases import phase_length
 from kd_d2.modeling.teachers import TEACHER_REGISTRY
 from kd_d2.projects import check_project_configs
 
-__all__ = ["ConfigError", "check_config", "check_phase", "warn_once"]
+__all__ = ["check_config", "check_phase", "warn_once"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ def check_config(cfg: CfgNode) -> None:
     _check_freezing(cfg)
     if kd.TEACHER.NAME == "Frozen":
         check_frozen_teacher(cfg)
+    else:
+        _check_nobody_frozen(cfg)
     check_project_configs(cfg)
 
 
@@ -114,6 +116,12 @@ def _check_heads(cfg: CfgNode) -> None:
         raise ConfigError(
             f"MODEL.KD.HEADS names {', '.join(twice)} more than once; it counts once."
         )
+    weights = cfg.MODEL.KD.HEAD_WEIGHTS
+    if weights and len(weights) != len(heads):
+        raise ConfigError(
+            f"MODEL.KD.HEAD_WEIGHTS has {len(weights)} entries, and MODEL.KD.HEADS {len(heads)}: "
+            "give one for each head, in the same order, or none."
+        )
     if not heads and cfg.MODEL.META_ARCHITECTURE == "FrozenTeacherDistiller":
         raise ConfigError(
             "MODEL.KD.HEADS is empty, so the frozen teacher would teach nothing: name one "
@@ -133,6 +141,16 @@ def _check_solver(cfg: CfgNode) -> None:
             f"INPUT.MIN_SIZE_TRAIN is {sizes}; with INPUT.MIN_SIZE_TRAIN_SAMPLING range it must be "
             "the least and the largest size, e.g. (640, 800)."
         )
+
+
+def _check_nobody_frozen(cfg: CfgNode) -> None:
+    kd = cfg.MODEL.KD
+    for key, value in (("INHERIT", []), ("ASSIGN_BY", "student")):
+        if kd[key] != value:
+            raise ConfigError(
+                f"MODEL.KD.{key} is {kd[key]!r}, which needs a frozen teacher, and "
+                f"MODEL.KD.TEACHER.NAME is {kd.TEACHER.NAME}: leave it {value!r}."
+            )
 
 
 def _check_combination(cfg: CfgNode) -> None:

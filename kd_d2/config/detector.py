@@ -13,28 +13,27 @@ __all__ = ["check_backbone", "check_detector"]
 _RESNET_DEPTHS = (18, 34, 50, 101, 152)  # that Detectron2's ResNets know
 
 
-def check_backbone(cfg: CfgNode, where: str = "") -> None:
+def check_backbone(cfg: CfgNode) -> None:
     """Check the name of the backbone, and what its builder would stumble over.
 
     Args:
         cfg: a finished config.
-        where: comes before each key in a message, e.g. "of the teacher's config X.yaml, ".
 
     Raises:
         ConfigError: with one sentence on the first thing that is wrong.
     """
     name, depth = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEPTH
-    check_known(f"backbone ({where}MODEL.BACKBONE.NAME)", name, BACKBONE_REGISTRY)
+    check_known("backbone (MODEL.BACKBONE.NAME)", name, BACKBONE_REGISTRY)
     if "resnet" in name and depth not in _RESNET_DEPTHS:
         raise ConfigError(
-            f"{where}MODEL.RESNETS.DEPTH is {depth}; it must be one of "
+            f"MODEL.RESNETS.DEPTH is {depth}; it must be one of "
             f"{', '.join(map(str, _RESNET_DEPTHS))}."
         )
     if "swin" in name:
         try:
             check_swin_config(cfg)
         except ValueError as e:
-            raise ConfigError(f"{where}{e}") from None
+            raise ConfigError(str(e)) from None
 
 
 def check_detector(cfg: CfgNode, arch: str) -> None:

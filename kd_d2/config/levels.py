@@ -12,6 +12,7 @@ _EXTRA = {
     "build_resnet_fpn_backbone": 1,
     "build_narrow_resnet_fpn_backbone": 1,
     "build_retinanet_resnet_fpn_backbone": 2,
+    "build_dense_resnet_fpn_backbone": 2,
     "build_narrow_retinanet_resnet_fpn_backbone": 2,
 }
 _SWIN_PYRAMIDS = {
@@ -27,6 +28,9 @@ _NODES = {
     "RetinaNet": ["RETINANET"],
     "FCOS": ["FCOS"],
     "ATSS": ["ATSS"],
+    "GFL": ["GFL"],
+    "AutoAssign": ["AUTOASSIGN"],
+    "DDOD": ["DDOD"],
 }
 
 

@@ -16,7 +16,7 @@ from fvcore.common.registry import Registry
 from kd_d2.config.rules import ConfigError
 from kd_d2.registry import unknown_name
 
-__all__ = ["check_known", "check_parts"]
+__all__ = ["check_known", "check_parts", "detector_node"]
 
 
 def check_known(kind: str, name: str, registry: Registry, without: tuple[str, ...] = ()) -> None:
@@ -31,6 +31,15 @@ def check_known(kind: str, name: str, registry: Registry, without: tuple[str, ..
     if name not in registry:
         known = [key for key, _ in registry if key not in without]
         raise ConfigError(unknown_name(kind, str(name), known))
+
+
+def detector_node(arch: str) -> str:
+    """The node below MODEL that has a detector's NUM_CLASSES, if it is named as usual.
+
+    >>> detector_node("RetinaNet"), detector_node("GeneralizedRCNN")
+    ('RETINANET', 'ROI_HEADS')
+    """
+    return "ROI_HEADS" if arch == "GeneralizedRCNN" else arch.upper()
 
 
 def check_parts(cfg: CfgNode, arch: str) -> None:

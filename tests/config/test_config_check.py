@@ -3,8 +3,9 @@
 import pytest
 from detectron2.data import MetadataCatalog
 
-from kd_d2.config.check import ConfigError, check_config
+from kd_d2.config.check import check_config
 from kd_d2.config.frozen_teacher import class_map
+from kd_d2.config.rules import ConfigError
 from kd_d2.config.student import student_config
 from kd_d2.registry import NamedRegistry
 
@@ -114,7 +115,7 @@ def test_missing_teacher_config(lgd_cfg):
 def test_a_frozen_teacher_without_a_head_teaches_nothing(lgd_cfg):
     cfg = frozen(lgd_cfg(), CONFIG_FILE=ZOO)
     cfg.MODEL.KD.HEADS = []
-    with pytest.raises(ConfigError, match="HEADS is empty.*InstructiveFeatures, PKD"):
+    with pytest.raises(ConfigError, match="HEADS is empty.*InstructiveFeatures.*PKD"):
         check_config(cfg)
 
 
@@ -124,8 +125,8 @@ def test_a_frozen_teacher_without_a_head_teaches_nothing(lgd_cfg):
         ("MODEL: [", "no valid YAML"),
         ("MODEL: {RETINANET: {NUM_CONV: 3}}", "did you mean .*MODEL.RETINANET.NUM_CONVS"),
         ("MODEL: {WEIGHTS: !!python/object/apply:os.getcwd []}", "has a Python tag"),
-        ("MODEL: {META_ARCHITECTURE: RetinaNett}", "of the teacher.*did you mean 'RetinaNet'"),
-        ("MODEL: {BACKBONE: {NAME: build_vgg}}", "Unknown backbone .of the teacher"),
+        ("MODEL: {META_ARCHITECTURE: RetinaNett}", "teacher's config .*did you mean 'RetinaNet'"),
+        ("MODEL: {BACKBONE: {NAME: build_vgg}}", "The teacher's config .*Unknown backbone"),
         ("MODEL: {RPN: {IN_FEATURES: [p9]}}", "The teacher.s config .*: MODEL.RPN.IN_FEATURES"),
         ("MODEL: {FPN: {OUT_CHANNELS: 0}}", "The teacher.s config .*: MODEL.FPN.OUT_CHANNELS is 0"),
     ],

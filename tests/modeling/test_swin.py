@@ -16,7 +16,8 @@ from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSw
 from torchvision.ops import StochasticDepth
 
 from kd_d2 import get_kd_cfg
-from kd_d2.config.check import ConfigError, check_config
+from kd_d2.config.check import check_config
+from kd_d2.config.rules import ConfigError
 from kd_d2.engine.phases_hook import FreezeBackbonePhase, raw_backbone
 from kd_d2.modeling.backbones import Swin, check_swin_config
 

@@ -2,8 +2,8 @@
 
 from detectron2.config import CfgNode as CN
 
-from kd_d2.config.check import ConfigError, check_phase, warn_once
-from kd_d2.config.rules import Rule, check_values, number, one_of, truth
+from kd_d2.config.check import check_phase, warn_once
+from kd_d2.config.rules import ConfigError, Rule, check_values, number, one_of, truth
 
 from .descriptors import LABEL_FORMATS
 from .label_encoder import ENCODERS
