@@ -4,7 +4,7 @@ from kd_d2.modeling import (  # noqa: F401  (importing registers what is in them
     backbones,
     dense_stages,
     detectors,
-    pkd,
+    heads,
     rcnn_stages,
 )
 from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY, DistillHead

@@ -1,8 +1,12 @@
 """Stages of every Detectron2 ``DenseDetector``: RetinaNet, FCOS, and whoever subclasses it."""
 
 import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import RetinaNet
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
@@ -11,6 +15,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from kd_d2.modeling.dense_predictions import DensePredictions
 from kd_d2.modeling.sparse_tower import (
     SparsePlan,
     cells_with_objects,
@@ -18,7 +23,10 @@ from kd_d2.modeling.sparse_tower import (
     plan_sparse_tower,
     run_sparse_tower,
 )
-from kd_d2.modeling.stages import DetectorStages, register_stages, substituted
+from kd_d2.modeling.stages import DetectorStages, find_submodule, register_stages, substituted
+
+# the towers of a head, as taps; a block is [conv, norm, activation]
+_TOWERS = {"cls_tower": "head.cls_subnet", "box_tower": "head.bbox_subnet"}
 
 
 @register_stages(DenseDetector)
@@ -28,6 +36,11 @@ class DenseStages(DetectorStages):
     ``forward_training(images, features, predictions, gt_instances)`` must call
     ``label_anchors(anchors, gt_instances)``; what that returns *is* the assignment, e.g. for
     RetinaNet a list of (R,) labels and a list of (R, 4) matched boxes, R = all anchors of an image.
+    A detector that assigns by its predictions has ``assigns_by_predictions = True`` and calls
+    ``label_anchors(anchors, gt_instances, decoded)``.
+
+    Taps: ``cls_tower.0`` and ``box_tower.0`` are the outputs of the first blocks of the towers, and
+    so on, one entry a level; ``cls_tower.0.before_relu`` the same before the activation.
     """
 
     def __init__(self, detector: DenseDetector):
@@ -37,6 +50,8 @@ class DenseStages(DetectorStages):
             f: shapes[f] for f in detector.head_in_features
         }
         self.num_classes: int = detector.num_classes
+        self.assigns_by_predictions: bool = getattr(detector, "assigns_by_predictions", False)
+        self.shares_assignment = not self.assigns_by_predictions
         self._last_plan: tuple[Any, SparsePlan | None] = None, None
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
@@ -72,12 +87,8 @@ class DenseStages(DetectorStages):
             return
         # the head calls both once a level, in order
         outputs = iter(run_sparse_tower(_box_tower(head), levels, plan))
-        head.__dict__["bbox_subnet"] = lambda x: x
-        head.__dict__["bbox_pred"] = lambda x: next(outputs)
-        try:
+        with _replaced(head, bbox_subnet=lambda x: x, bbox_pred=lambda x: next(outputs)):
             yield
-        finally:
-            del head.__dict__["bbox_subnet"], head.__dict__["bbox_pred"]
 
     def _plan(self, levels: list[Tensor], assignment: Any) -> SparsePlan | None:
         # the same for all passes with one assignment, and to find it makes the host wait for a GPU
@@ -95,7 +106,75 @@ class DenseStages(DetectorStages):
         if not hasattr(self.detector, "label_anchors"):
             return None
         anchors = self.detector.anchor_generator(list(features.values()))
+        if self.assigns_by_predictions:
+            decoded = self.decode(images, features, predictions)
+            return self.detector.label_anchors(anchors, gt, decoded)
         return self.detector.label_anchors(anchors, gt)
+
+    def decode(self, images, features, predictions) -> DensePredictions:
+        levels = list(features.values())
+        if hasattr(self.detector, "decode_predictions"):
+            return self.detector.decode_predictions(images, levels, predictions)
+        if isinstance(self.detector, RetinaNet):
+            return _decode_retinanet(self.detector, levels, predictions)
+        return super().decode(images, features, predictions)
+
+    def can_decode(self) -> bool:
+        return hasattr(self.detector, "decode_predictions") or isinstance(self.detector, RetinaNet)
+
+    def predict_from(
+        self, features: dict[str, Tensor], towers: Mapping[str, Sequence[Tensor]]
+    ) -> Any:
+        """:meth:`predict`, if layers of the towers gave these outputs; what leads there is not run.
+
+        So this head can judge the towers of another network.
+
+        Args:
+            features: the detector's own.
+            towers: a word for a layer -> its output at each level; each tower once.
+        """
+        rest = {}
+        for tap, outputs in towers.items():
+            _, name, layer = self.resolve_tap(tap).split(".")
+            layers = getattr(self.detector.head, name)[int(layer) + 1 :]
+            rest[name] = partial(_run_on_next, layers, iter(outputs))
+        with _replaced(self.detector.head, **rest):
+            return self.detector.head(list(features.values()))
+
+    def box_distributions(self, predictions: Any, per_cell: int) -> Tensor | None:
+        """Logits (N, A, 4, B) of the B bins of each side of a box, where a head predicts those.
+
+        Like GFL's; others, with one number a side, have none.
+
+        Args:
+            predictions: logits and boxes first, each a list over the levels.
+            per_cell: locations of a cell.
+        """
+        bins = predictions[1][0].shape[1] // (4 * per_cell)
+        if bins == 1:
+            return None
+        (levels,) = self.detector._transpose_dense_predictions([predictions[1]], [4 * bins])
+        return torch.cat(levels, dim=1).unflatten(-1, (4, bins))
+
+    def resolve_tap(self, name: str) -> str:
+        """Knows the words of :class:`DenseStages` besides the names of submodules.
+
+        Raises:
+            ValueError: the head has no such tower, or not so many blocks.
+        """
+        match = re.fullmatch(r"(cls_tower|box_tower)\.(\d+)(\.before_relu)?", name)
+        if not match:
+            return super().resolve_tap(name)
+        tower, block = _TOWERS[match[1]], int(match[2])
+        layers = find_submodule(self.detector, tower)
+        ends = [i for i, layer in enumerate(layers) if isinstance(layer, nn.ReLU)]
+        if block >= len(ends):
+            raise ValueError(
+                f"{tower} of this {type(self.detector).__name__} has {len(ends)} blocks, and block "
+                f"{block} is asked for (they are counted from 0): give it more with NUM_CONVS, or "
+                "let the head of MODEL.KD.HEADS read an earlier one."
+            )
+        return f"{tower}.{ends[block] - bool(match[3])}"
 
     def losses(self, images, features, predictions, gt, assignment=None):
         args = (images, list(features.values()), predictions, gt)
@@ -125,6 +204,51 @@ class DenseStages(DetectorStages):
 
     def head_modules(self) -> list[nn.Module]:
         return [self.detector.head]
+
+
+@contextlib.contextmanager
+def _replaced(head: nn.Module, **calls: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While open, the head calls these in place of its modules of the same names."""
+    head.__dict__.update(calls)
+    try:
+        yield
+    finally:
+        for name in calls:
+            del head.__dict__[name]
+
+
+def _run_on_next(layers: nn.Module, inputs: Iterator[Tensor], feature: Tensor) -> Tensor:
+    return layers(next(inputs))
+
+
+def _decode_retinanet(
+    detector: RetinaNet, features: list[Tensor], predictions: tuple[list[Tensor], list[Tensor]]
+) -> DensePredictions:
+    anchors = detector.anchor_generator(features)
+    logits, deltas = (
+        torch.cat(x, dim=1)
+        for x in detector._transpose_dense_predictions(predictions, [detector.num_classes, 4])
+    )
+    per_cell = detector.anchor_generator.num_anchors[0]
+    boxes = torch.cat([a.tensor for a in anchors])
+    apply = detector.box2box_transform.apply_deltas
+    strides = torch.cat(
+        [
+            x.new_full((len(a),), stride, dtype=torch.float32)
+            for x, a, stride in zip(
+                features, anchors, detector.anchor_generator.strides, strict=True
+            )
+        ]
+    )
+    return DensePredictions(
+        logits=logits,
+        boxes=torch.stack([apply(d.float(), boxes) for d in deltas]),
+        points=(boxes[:, :2] + boxes[:, 2:]) / 2,
+        strides=strides,
+        valid=logits.new_ones(logits.shape[:2], dtype=torch.bool),
+        sizes=[tuple(x.shape[-2:]) for x in features],
+        per_cell=per_cell,
+    )
 
 
 def _reads_boxes_of_positives_alone(detector: DenseDetector) -> bool:

@@ -6,15 +6,19 @@ between two networks (features, assignments) enters and leaves here, and nowhere
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from detectron2.layers import ShapeSpec
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from kd_d2.modeling.dense_predictions import DensePredictions
 from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
 from kd_d2.registry import UnknownNameError
+
+# Words for the towers of a dense detector's head, as taps
+TOWERS = ("cls_tower.", "box_tower.")
 
 
 class DetectorStages:
@@ -98,6 +102,22 @@ class DetectorStages:
         predictions = self.predict(images, features, gt)
         return self.losses(images, features, predictions, gt, assignment)
 
+    def decode(
+        self, images: ImageList, features: dict[str, Tensor], predictions: Any
+    ) -> DensePredictions:
+        """The predictions in the words of all dense detectors.
+
+        Raises:
+            ValueError: the family does not predict densely, or cannot say.
+        """
+        raise self._cannot_decode()
+
+    def _cannot_decode(self) -> ValueError:
+        return ValueError(
+            f"it reads scores and boxes of locations, and a {type(self.detector).__name__} has "
+            "none; take a dense detector (with decode_predictions), or another head."
+        )
+
     def inference(
         self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[dict]
     ) -> list[dict]:
@@ -113,17 +133,57 @@ class DetectorStages:
         """The modules that :meth:`predict` and :meth:`losses` run."""
         raise NotImplementedError
 
+    def resolve_tap(self, name: str) -> str:
+        """The submodule whose outputs a request means by ``name``.
+
+        A family may know words that mean the same in all its detectors, as dense detectors do
+        ``cls_tower.<block>`` and ``box_tower.<block>``.
+
+        Raises:
+            ValueError: it is a word that this family does not know.
+        """
+        if name.startswith(TOWERS):
+            raise ValueError(
+                f"it reads the towers of a dense detector ({name}), and a "
+                f"{type(self.detector).__name__} has none; take a dense detector, or another head."
+            )
+        return name
+
+    def check_request(self, request: ViewRequest, head: str) -> None:
+        """Whether a distillation head can see what it asks for, before the first batch.
+
+        Args:
+            head: its name.
+
+        Raises:
+            ValueError: a tap does not exist, or this family cannot decode its predictions.
+        """
+        try:
+            for tap in request.taps:
+                find_submodule(self.detector, self.resolve_tap(tap))
+            if request.decoded and not self.can_decode():
+                raise self._cannot_decode()
+        except ValueError as error:
+            raise ValueError(f"{head} (MODEL.KD.HEADS) does not serve here: {error}") from None
+
+    def can_decode(self) -> bool:
+        """Whether :meth:`decode` works."""
+        return False
+
     def run(
         self,
         batched_inputs: list[dict],
         request: ViewRequest,
         gt: list[Instances] | None = None,
         only_losses: bool = False,
+        assign_by: Any = None,
     ) -> DetectorView:
         """Runs the stages that ``request`` asks for, each once, and no other.
 
         Args:
             only_losses: the request is for losses, and nobody looks at the predictions.
+            assign_by: predictions of another network of this family, which then decide who learns
+                what; None: the detector's own.
 
         Raises:
             ValueError: if the request needs ground truth and there is none.
@@ -131,18 +191,25 @@ class DetectorStages:
         if request.stage >= Stage.ASSIGNMENT and gt is None:
             raise ValueError(f"Stage {request.stage.name} needs ground truth, and gt is None.")
         images = self.preprocess(batched_inputs)
-        with captured_taps(self.detector, request.taps) as taps:
-            view = DetectorView(images, self.features(images), taps=taps)
+        taps = {name: self.resolve_tap(name) for name in request.taps}
+        with captured_taps(self.detector, taps) as outputs:
+            view = DetectorView(images, self.features(images), taps=outputs)
+            if assign_by is not None:
+                view.assignment = self.assign(images, view.features, assign_by, gt)
             if only_losses:
-                view.assignment, view.losses = self.losses_from_features(images, view.features, gt)
+                view.assignment, view.losses = self.losses_from_features(
+                    images, view.features, gt, view.assignment
+                )
                 return view
             if request.stage >= Stage.PREDICTIONS:
                 view.predictions = self.predict(images, view.features, gt)
-            if request.stage == Stage.ASSIGNMENT:
+            if request.decoded:
+                view.decoded = self.decode(images, view.features, view.predictions)
+            if request.stage == Stage.ASSIGNMENT and assign_by is None:
                 view.assignment = self.assign(images, view.features, view.predictions, gt)
             if request.stage >= Stage.LOSSES:
                 view.assignment, view.losses = self.losses(
-                    images, view.features, view.predictions, gt
+                    images, view.features, view.predictions, gt, view.assignment
                 )
         return view
 
@@ -218,26 +285,21 @@ def substituted(owner: nn.Module, method: str, result: Any = None) -> Iterator[S
 
 
 @contextlib.contextmanager
-def captured_taps(detector: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list]]:
-    """While open, collects the outputs of the named submodules, one entry a call.
+def captured_taps(detector: nn.Module, submodules: Mapping[str, str]) -> Iterator[dict[str, list]]:
+    """While open, collects the outputs of submodules, one entry a call.
+
+    Args:
+        submodules: the name of a tap -> that of the submodule.
 
     Raises:
-        UnknownNameError: for a name that the detector does not have; names the nearest.
+        UnknownNameError: for a submodule that the detector does not have; names the nearest.
     """
-    taps: dict[str, list] = {name: [] for name in names}
+    taps: dict[str, list] = {name: [] for name in submodules}
     handles = []
     try:
-        if taps:
-            modules = dict(detector.named_modules())
         for name, outputs in taps.items():
-            if name not in modules:
-                near = difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
-                raise UnknownNameError(
-                    f"{type(detector).__name__} has no submodule {name!r} to tap; "
-                    f"the nearest are {', '.join(near)}."
-                )
             handles.append(
-                modules[name].register_forward_hook(
+                find_submodule(detector, submodules[name]).register_forward_hook(
                     lambda module, args, output, outputs=outputs: outputs.append(output)
                 )
             )
@@ -245,3 +307,19 @@ def captured_taps(detector: nn.Module, names: Iterable[str]) -> Iterator[dict[st
     finally:
         for handle in handles:
             handle.remove()
+
+
+def find_submodule(detector: nn.Module, name: str) -> nn.Module:
+    """The submodule of that name.
+
+    Raises:
+        UnknownNameError: there is none; names the nearest.
+    """
+    try:
+        return detector.get_submodule(name)
+    except AttributeError:
+        near = difflib.get_close_matches(name, dict(detector.named_modules()), n=3, cutoff=0.3)
+        raise UnknownNameError(
+            f"{type(detector).__name__} has no submodule {name!r} to tap; "
+            f"the nearest are {', '.join(near)}."
+        ) from None

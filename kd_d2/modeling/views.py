@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detectron2.structures import ImageList
 from torch import Tensor
+
+from kd_d2.modeling.dense_predictions import DensePredictions
+
+if TYPE_CHECKING:
+    from kd_d2.modeling.stages import DetectorStages
 
 
 class Stage(IntEnum):
@@ -23,17 +28,22 @@ class ViewRequest:
 
     Attributes:
         stage: the last stage that must have run.
-        taps: names of submodules of the detector whose outputs are to be kept,
-            e.g. ``"head.cls_subnet"`` or ``"roi_heads.box_head"``.
+        taps: what is to be kept on the way: names of submodules of the detector, e.g.
+            ``"roi_heads.box_head"``, or words that its stages know, see
+            ``DetectorStages.resolve_tap``.
+        decoded: give the predictions as :class:`DensePredictions`, too; needs PREDICTIONS.
     """
 
     stage: Stage = Stage.FEATURES
     taps: tuple[str, ...] = ()
+    decoded: bool = False
 
     def __or__(self, other: "ViewRequest") -> "ViewRequest":
         """The smallest request that satisfies both."""
         return ViewRequest(
-            max(self.stage, other.stage), tuple(dict.fromkeys(self.taps + other.taps))
+            max(self.stage, other.stage),
+            tuple(dict.fromkeys(self.taps + other.taps)),
+            self.decoded or other.decoded,
         )
 
 
@@ -49,8 +59,11 @@ class DetectorView:
         predictions: what the detector's ``predict`` stage returned, in its own format.
         assignment: which prediction is to learn which object, in its own format.
         losses: name -> scalar.
-        taps: submodule name -> its outputs, one entry a call (a head shared by five levels is
+        taps: the name asked for -> outputs, one entry a call (a head shared by five levels is
             called five times).
+        decoded: the predictions in the words of all dense detectors.
+        stages: the detector itself, for heads that let a frozen teacher judge what the student
+            made; None on a student's view.
     """
 
     images: ImageList
@@ -59,3 +72,5 @@ class DetectorView:
     assignment: Any = None
     losses: dict[str, Tensor] = field(default_factory=dict)
     taps: dict[str, list] = field(default_factory=dict)
+    decoded: DensePredictions | None = None
+    stages: "DetectorStages | None" = None

@@ -165,7 +165,7 @@ def test_a_new_family_takes_a_few_lines(random_batch, storage):
     from detectron2.structures import ImageList
 
     from kd_d2.modeling import FrozenTeacher, FrozenTeacherDistiller
-    from kd_d2.modeling.pkd import PKD
+    from kd_d2.modeling.heads.pkd import PKD
 
     @register_stages(HeatmapDetector)
     class HeatmapStages(DetectorStages):
