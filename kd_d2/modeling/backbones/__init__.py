@@ -6,6 +6,11 @@ from kd_d2.modeling.backbones.deform_conv import (
     ModulatedDeformConv,
     install_deform_conv,
 )
+from kd_d2.modeling.backbones.dense_fpn import (
+    LinearLastLevelP6P7,
+    build_dense_resnet_fpn_backbone,
+    dense_fpn,
+)
 from kd_d2.modeling.backbones.narrow_resnet import (
     build_narrow_resnet_backbone,
     build_narrow_resnet_fpn_backbone,
@@ -23,9 +28,11 @@ install_deform_conv()
 
 __all__ = [
     "DeformConv",
+    "LinearLastLevelP6P7",
     "ModulatedDeformConv",
     "Swin",
     "add_backbone_config",
+    "build_dense_resnet_fpn_backbone",
     "build_narrow_resnet_backbone",
     "build_narrow_resnet_fpn_backbone",
     "build_narrow_retinanet_resnet_fpn_backbone",
@@ -33,5 +40,6 @@ __all__ = [
     "build_swin_backbone",
     "build_swin_fpn_backbone",
     "check_swin_config",
+    "dense_fpn",
     "install_deform_conv",
 ]

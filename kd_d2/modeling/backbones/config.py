@@ -7,10 +7,14 @@ __all__ = ["add_backbone_config"]
 
 def add_backbone_config(cfg: CN) -> None:
     """Add the keys of the backbones that Detectron2 lacks."""
-    # Where the dense detectors' pyramid takes P6 from, in kd_d2's own builders of ResNets (those of
-    # Detectron2 know "res5" only): "res5", or "p5" as in the FCOS paper (fewer parameters).
-    # The Swin builders always take P5.
+    # The dense detectors' pyramid in kd_d2's own builders, build_dense_resnet_fpn_backbone and that
+    # of the narrow ResNets (Detectron2's knows the defaults only, and the Swin builders always take
+    # P5). Where P6 comes from: "res5", or "p5" as in the FCOS and ATSS papers (fewer parameters). A
+    # ReLU between P6 and P7, or none, as in ATSS. Initial weights: "caffe2" (Detectron2's), or
+    # "xavier".
     cfg.MODEL.FPN.TOP_BLOCK_IN_FEATURE = "res5"
+    cfg.MODEL.FPN.TOP_BLOCK_RELU = True
+    cfg.MODEL.FPN.INIT = "caffe2"
     _add_swin(cfg)
 
 

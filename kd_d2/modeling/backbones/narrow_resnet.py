@@ -9,8 +9,10 @@ Detectron2; they take ``MODEL.RESNETS.STEM_OUT_CHANNELS`` and ``RES2_OUT_CHANNEL
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, ResNet
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
+
+from kd_d2.modeling.backbones.dense_fpn import dense_fpn
 
 _BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -58,33 +60,21 @@ def build_narrow_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
 @BACKBONE_REGISTRY.register()
 def build_narrow_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """The pyramid of the R-CNNs: P6 is the max-pooled coarsest level of the FPN."""
-    return _build_fpn(cfg, build_narrow_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
+    return FPN(
+        bottom_up=build_narrow_resnet_backbone(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
 
 
 @BACKBONE_REGISTRY.register()
 def build_narrow_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """The pyramid of the dense detectors: P6 is a convolution on res5 or P5, and P7 one on P6.
+    """The pyramid of the dense detectors, see :func:`dense_fpn`.
 
     Raises:
         ValueError: for another ``MODEL.FPN.TOP_BLOCK_IN_FEATURE``.
     """
-    bottom_up = build_narrow_resnet_backbone(cfg, input_shape)
-    fpn_channels = cfg.MODEL.FPN.OUT_CHANNELS
-    channels = {"res5": bottom_up.output_shape()["res5"].channels, "p5": fpn_channels}
-    in_feature = cfg.MODEL.FPN.TOP_BLOCK_IN_FEATURE
-    if in_feature not in channels:
-        raise ValueError(
-            f'MODEL.FPN.TOP_BLOCK_IN_FEATURE is {in_feature!r}: it must be "res5" or "p5".'
-        )
-    return _build_fpn(cfg, bottom_up, LastLevelP6P7(channels[in_feature], fpn_channels, in_feature))
-
-
-def _build_fpn(cfg, bottom_up: ResNet, top_block) -> FPN:
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    return dense_fpn(cfg, build_narrow_resnet_backbone(cfg, input_shape))
