@@ -59,7 +59,7 @@ def resnet_18_cfg(arch, add_config):
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
     cfg.MODEL.FPN.OUT_CHANNELS = 32
-    cfg.MODEL[arch].NUM_CLASSES = K
+    cfg.MODEL[arch.upper()].NUM_CLASSES = K
     return cfg
 
 

@@ -13,6 +13,7 @@ from kd_d2.modeling.detectors.atss_targets import (
     match_anchors,
     mean_plus_std,
     nearest_anchors,
+    nearest_decodable,
 )
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -200,3 +201,13 @@ def test_images_and_the_order_of_objects_do_not_matter():
     alone, alone_matched = match_anchors(anchors, [v[:1] for v in valid], boxes[1:], 9)
     assert torch.equal(matched[1:], alone_matched)
     assert torch.equal(index[1:][matched[1:]], alone[alone_matched])
+
+
+def test_targets_are_what_an_output_can_stand_for():
+    anchors = grid(1, 1, 8)  # 64 pixels: from 1.024 to 4000
+    boxes = torch.tensor([[0.0, 0, 30, 40], [9, 4, 11, 4.5], [-3000, 0, 3000, 10]])
+    near = nearest_decodable(boxes, anchors)
+    assert torch.equal(near[0], boxes[0])
+    deltas = Box2BoxTransform(WEIGHTS).get_deltas(anchors.expand(3, 4), boxes)
+    torch.testing.assert_close(near, decode_deltas(deltas, anchors, WEIGHTS), rtol=0, atol=1e-3)
+    assert near[1, 3] - near[1, 1] == pytest.approx(1.024, abs=1e-5)

@@ -11,21 +11,20 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes
 from torch import Tensor
 from torch.nn import functional as F
 
 from kd_d2.modeling.detectors.atss_head import ATSSHead
-from kd_d2.modeling.detectors.atss_targets import centres_of, decode_deltas, match_anchors
+from kd_d2.modeling.detectors.atss_targets import centres_of, decode_deltas, nearest_decodable
 from kd_d2.modeling.detectors.fcos_targets import (
     centerness_targets,
     distances_to_boxes,
     giou_loss_of_distances,
     iou_of_distances,
-    pad_objects,
 )
-from kd_d2.modeling.detectors.one_per_cell import OnePerCellDetector, mean_over_gpus
+from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
+from kd_d2.modeling.detectors.one_square_anchor import OneSquareAnchorDetector
 
 _BRANCHES = ("iou", "centerness")
 
@@ -70,7 +69,7 @@ def add_atss_config(cfg: CN) -> None:
 
 
 @META_ARCH_REGISTRY.register()
-class ATSS(OnePerCellDetector):
+class ATSS(OneSquareAnchorDetector):
     """Adaptive training sample selection (arXiv 1912.02424)."""
 
     @configurable
@@ -78,18 +77,15 @@ class ATSS(OnePerCellDetector):
         self,
         *,
         branch: str = "iou",
-        anchor_scale: float = 8.0,
-        anchor_offset: float = 0.0,
         bbox_reg_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0),
-        topk: int = 9,
         box_loss_weight: float = 2.0,
         branch_loss_weight: float = 1.0,
         **common,
     ):
         """
         Args:
-            common: arguments of :class:`OnePerCellDetector`; the head is an :class:`ATSSHead`, or
-                returns logits, deltas and quality like it.
+            common: arguments of :class:`OneSquareAnchorDetector`; the head is an
+                :class:`ATSSHead`, or returns logits, deltas and quality like it.
 
         The other arguments are explained at the config keys of :func:`add_atss_config`.
 
@@ -100,15 +96,7 @@ class ATSS(OnePerCellDetector):
         if branch not in _BRANCHES:
             raise ValueError(f'MODEL.ATSS.BRANCH is {branch!r}: it must be "iou" or "centerness".')
         self.branch = branch
-        strides = self.strides()
-        self.anchor_generator = DefaultAnchorGenerator(
-            sizes=[[anchor_scale * s] for s in strides],
-            aspect_ratios=[1.0],
-            strides=strides,
-            offset=anchor_offset,
-        )
         self.bbox_reg_weights = tuple(bbox_reg_weights)
-        self.topk = topk
         self.box_loss_weight = box_loss_weight
         self.branch_loss_weight = branch_loss_weight
 
@@ -118,55 +106,33 @@ class ATSS(OnePerCellDetector):
         return {
             **cls.common_settings(cfg, atss, ATSSHead),
             "branch": atss.BRANCH,
-            "anchor_scale": atss.ANCHOR_SCALE,
-            "anchor_offset": atss.ANCHOR_OFFSET,
             "bbox_reg_weights": atss.BBOX_REG_WEIGHTS,
-            "topk": atss.TOPK,
             "box_loss_weight": atss.BOX_LOSS_WEIGHT,
             "branch_loss_weight": atss.BRANCH_LOSS_WEIGHT,
         }
 
-    @torch.no_grad()
-    def label_anchors(
-        self, anchors: list[Boxes], gt_instances: list[Instances]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Which object each anchor learns, for all objects of all images at once.
+    def decode_boxes(self, encoded: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
+        return decode_deltas(encoded, anchors, self.bbox_reg_weights)
+
+    def box_distances(
+        self,
+        anchors: list[Boxes],
+        pred_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+        positive: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Predicted and true boxes (N, R, 4), as distances from the anchors' centres.
 
         Args:
-            anchors: of each level.
-
-        Returns:
-            list[Tensor]: labels (R,) of each image; the background is ``num_classes``, and -1 an
-                anchor outside the image that is ignored, see :meth:`valid_anchors`.
-            list[Tensor]: boxes (R, 4) that the anchors learn; arbitrary for the others.
+            positive: (N, R), which anchors have a true box. For the others both are the anchor's.
         """
-        boxes, classes = pad_objects(gt_instances)
-        valid = self.valid_anchors(anchors, [x.image_size for x in gt_instances])
-        index, matched = match_anchors([a.tensor for a in anchors], valid, boxes, self.topk)
-        labels, matched_boxes = self.labels_and_boxes(index, matched, boxes, classes)
-        labels = labels.where(cat(valid, dim=1), -1)
-        return list(labels), list(matched_boxes)
-
-    def valid_anchors(
-        self, anchors: list[Boxes], image_sizes: list[tuple[int, int]]
-    ) -> list[Tensor]:
-        """Which anchors an image would have in a batch of its own: the others see only padding.
-
-        Args:
-            anchors: of each level.
-            image_sizes: height and width of each image, without padding.
-
-        Returns:
-            list[Tensor]: (N, R_l) of each level.
-        """
-        unit = max(self.backbone.size_divisibility, 1)
-        padded = [[-(-side // unit) * unit for side in (w, h)] for h, w in image_sizes]
-        limits = torch.tensor(padded)[:, None].to(self.device, non_blocking=True)  # (N, 1, 2)
-        generator = self.anchor_generator
-        return [
-            (a.get_centers() - generator.offset * stride < limits).all(-1)
-            for a, stride in zip(anchors, generator.strides, strict=True)
-        ]
+        squares = Boxes.cat(anchors).tensor  # (R, 4)
+        points = centres_of(squares)
+        deltas = cat(pred_deltas, dim=1).float().where(positive[..., None], 0.0)
+        predicted = decode_deltas(deltas, squares, self.bbox_reg_weights)
+        targets = torch.stack(gt_boxes).float().where(positive[..., None], squares)
+        targets = nearest_decodable(targets, squares)
+        return distances_to_boxes(points, predicted), distances_to_boxes(points, targets)
 
     def losses(
         self,
@@ -189,20 +155,10 @@ class ATSS(OnePerCellDetector):
             pred_quality: (N, R_l, 1) of each level.
             gt_labels, gt_boxes: as :meth:`label_anchors` returns them; negative labels are ignored.
         """
-        logits, deltas, quality = (
-            cat(x, dim=1).float() for x in (pred_logits, pred_deltas, pred_quality)
-        )
+        logits, quality = (cat(x, dim=1).float() for x in (pred_logits, pred_quality))
         labels = torch.stack(gt_labels)  # (N, R)
         positive = (labels >= 0) & (labels != self.num_classes)
-
-        squares = Boxes.cat(anchors).tensor  # (R, 4)
-        points = centres_of(squares)
-        targets = torch.stack(gt_boxes).float().where(positive[..., None], squares)
-        targets = distances_to_boxes(points, targets)  # (N, R, 4)
-        deltas = deltas.where(positive[..., None], 0.0)
-        predicted = distances_to_boxes(
-            points, decode_deltas(deltas, squares, self.bbox_reg_weights)
-        )
+        predicted, targets = self.box_distances(anchors, pred_deltas, gt_boxes, positive)
 
         if self.branch == "iou":
             weights = positive.float()
@@ -223,54 +179,3 @@ class ATSS(OnePerCellDetector):
             "loss_box_reg": self.box_loss_weight * giou,
             f"loss_{self.branch}": self.branch_loss_weight * bce,
         }
-
-    def forward_inference(
-        self,
-        images: ImageList,
-        features: list[Tensor],
-        predictions: tuple[list[Tensor], list[Tensor], list[Tensor]],
-    ) -> list[Instances]:
-        """Detections of each image in network input coordinates; leaves ``predictions`` alone."""
-        anchors = self.anchor_generator(features)
-        logits, deltas, quality = self._transpose_dense_predictions(
-            predictions, [self.num_classes, 4, 1]
-        )
-        # No detection in the padding, so that an image's do not depend on the rest of the batch.
-        valid = self.valid_anchors(anchors, images.image_sizes)
-        # list over levels of (anchors (R_l, 4), (N, R_l, K), (N, R_l, 4), (N, R_l))
-        levels = [
-            (
-                a.tensor,
-                x.float().sigmoid().where(v[..., None], 0.0),
-                d.float(),
-                q.float().sigmoid().squeeze(-1),
-            )
-            for a, v, x, d, q in zip(anchors, valid, logits, deltas, quality, strict=True)
-        ]
-        results = []
-        for i, image_size in enumerate(images.image_sizes):
-            candidates = [
-                self._candidates(image_size, a, s[i], d[i], q[i]) for a, s, d, q in levels
-            ]
-            results.append(self.best_detections(image_size, candidates))
-        return results
-
-    def _candidates(
-        self,
-        image_size: tuple[int, int],
-        anchors: Tensor,
-        probabilities: Tensor,
-        deltas: Tensor,
-        quality: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (k, 4), scores (k,) and classes (k,) of the best candidates of a level of an image.
-
-        Candidates are chosen by class probability alone; only their rank in NMS sees the quality.
-        """
-        num_anchors = min(self.test_topk_candidates, len(anchors))
-        _, best = probabilities.amax(1).topk(num_anchors)
-        row, classes = (probabilities[best] > self.test_score_thresh).nonzero(as_tuple=True)
-        index = best[row]
-        boxes = Boxes(decode_deltas(deltas[index], anchors[index], self.bbox_reg_weights))
-        boxes.clip(image_size)
-        return boxes.tensor, probabilities[index, classes] * quality[index], classes

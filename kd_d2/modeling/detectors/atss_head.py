@@ -22,6 +22,8 @@ class ATSSHead(nn.Module):
     what that output means is decided by what it is trained with.
     """
 
+    arch = "ATSS"  # the detector, and the node of its keys
+
     @configurable
     def __init__(
         self,
@@ -45,7 +47,7 @@ class ATSSHead(nn.Module):
             ValueError: levels of different width, or a width that the norm cannot divide.
         """
         super().__init__()
-        channels = tower_channels(input_shape, norm, "ATSS")
+        channels = tower_channels(input_shape, norm, self.arch)
         tower = (channels, num_convs, norm, len(input_shape))
         self.cls_subnet = make_tower(*tower, bias=not norm)
         self.bbox_subnet = make_tower(*tower, bias=not norm)
@@ -58,13 +60,13 @@ class ATSSHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]):
-        atss = cfg.MODEL.ATSS
+        node = cfg.MODEL[cls.arch]
         return {
             "input_shape": input_shape,
-            "num_classes": atss.NUM_CLASSES,
-            "num_convs": atss.NUM_CONVS,
-            "norm": atss.NORM,
-            "prior_prob": atss.PRIOR_PROB,
+            "num_classes": node.NUM_CLASSES,
+            "num_convs": node.NUM_CONVS,
+            "norm": node.NORM,
+            "prior_prob": node.PRIOR_PROB,
         }
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -78,7 +80,7 @@ class ATSSHead(nn.Module):
         """
         if len(features) != len(self.scales):
             raise ValueError(
-                f"ATSS head of {len(self.scales)} levels got {len(features)} features."
+                f"{self.arch} head of {len(self.scales)} levels got {len(features)} features."
             )
         logits, deltas, quality = [], [], []
         for feature, scale in zip(features, self.scales, strict=True):

@@ -14,7 +14,7 @@ from kd_d2.modeling.detectors.fcos_targets import distances_to_boxes, iou_of_dis
 # A box grows or shrinks from its anchor by no more than from 16 to 1000 pixels, or back.
 _LOG_SIZE_LIMIT = math.log(1000 / 16)
 # An anchor's centre must lie inside the box by more pixels than this.
-_INSIDE_MARGIN = 0.01
+INSIDE_MARGIN = 0.01
 
 
 def centres_of(boxes: Tensor) -> Tensor:
@@ -44,6 +44,24 @@ def decode_deltas(deltas: Tensor, anchors: Tensor, weights: tuple[float, ...]) -
     growth = torch.stack((dw, dh), dim=-1).clamp(-_LOG_SIZE_LIMIT, _LOG_SIZE_LIMIT).exp()
     half = size * growth * 0.5
     return torch.cat((centre - half, centre + half), dim=-1)
+
+
+def nearest_decodable(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Boxes (..., 4) as they are after encoding and :func:`decode_deltas`.
+
+    What is further than its limits from an anchor's (..., 4) size is brought there: a box of one
+    pixel on P3 grows a little.
+
+    >>> nearest_decodable(torch.tensor([9.0, 4, 11, 4.5]), torch.tensor([0.0, 0, 64, 64]))
+    tensor([ 9.0000,  3.7380, 11.0000,  4.7620])
+    """
+    limit = math.exp(_LOG_SIZE_LIMIT)
+    anchor_size = anchors[..., 2:] - anchors[..., :2]
+    size = boxes[..., 2:] - boxes[..., :2]
+    limited = size.clamp(anchor_size / limit, anchor_size * limit)
+    centre, half = centres_of(boxes), limited * 0.5
+    near = torch.cat((centre - half, centre + half), dim=-1)
+    return boxes.where((size == limited).all(-1, keepdim=True), near)
 
 
 def nearest_anchors(
@@ -119,7 +137,7 @@ def match_anchors(
     centres = centres_of(candidates)
     to_box = distances_to_boxes(centres, boxes[:, :, None])
     iou = iou_of_distances(distances_to_boxes(centres, candidates), to_box)
-    positive = found & (iou >= mean_plus_std(iou, found)) & (to_box.amin(-1) > _INSIDE_MARGIN)
+    positive = found & (iou >= mean_plus_std(iou, found)) & (to_box.amin(-1) > INSIDE_MARGIN)
 
     claims = iou.new_full((*boxes.shape[:2], start), -1.0)  # (N, M, R)
     claims.scatter_(-1, index, iou.where(positive, -1.0))

@@ -11,8 +11,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,11 +20,15 @@ from kd_d2.modeling.detectors.fcos_targets import (
     centerness_targets,
     distances_to_boxes,
     giou_loss_of_distances,
+    iou_loss_of_distances,
     level_ranges,
     match_points,
     pad_objects,
 )
-from kd_d2.modeling.detectors.one_per_cell import OnePerCellDetector, mean_over_gpus
+from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
+from kd_d2.modeling.detectors.one_point import OnePointDetector
+
+_BOX_LOSSES = {"giou": giou_loss_of_distances, "iou": iou_loss_of_distances}
 
 
 def add_fcos_config(cfg: CN) -> None:
@@ -52,18 +55,31 @@ def add_fcos_config(cfg: CN) -> None:
     # which has no limit; it is the smallest distance for the next level. Empty: 8 times the level's
     # stride, i.e. 64, 128, 256, 512 for P3 to P7.
     cfg.MODEL.FCOS.SIZES_OF_INTEREST = []
+    # Where the points are, in strides from the cells' upper left corners.
+    cfg.MODEL.FCOS.POINT_OFFSET = 0.5
+    # Loss of a box, weighted by its centerness: "giou" (1 - GIoU), or "iou" (-log IoU), as in the
+    # first version of the FCOS paper and in PGD.
+    cfg.MODEL.FCOS.BOX_LOSS = "giou"
+    # The sum of centerness that the box loss is divided by is no less than this; 1e-6 in PGD.
+    cfg.MODEL.FCOS.MIN_CENTERNESS_SUM = 1.0
     # Parameters of the focal loss.
     cfg.MODEL.FCOS.FOCAL_LOSS_ALPHA = 0.25
     cfg.MODEL.FCOS.FOCAL_LOSS_GAMMA = 2.0
-    # Inference: the best candidates of each level, the least class probability of a candidate
-    # (before centerness counts), and the IoU above which NMS drops the weaker of two boxes.
+    # Inference: a detection's score is the "sqrt" of class probability times centerness, or the
+    # "product" itself.
+    cfg.MODEL.FCOS.SCORE = "sqrt"
+    # The best candidates of each level are "pairs" of a point and a class, by the class's
+    # probability; or all classes of the best "points", by the score of their best class.
+    cfg.MODEL.FCOS.CANDIDATES_TEST = "pairs"
+    # The number of the best candidates, the least class probability of a candidate (before
+    # centerness counts), and the IoU above which NMS drops the weaker of two boxes.
     cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST = 1000
     cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.05
     cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6
 
 
 @META_ARCH_REGISTRY.register()
-class FCOS(OnePerCellDetector):
+class FCOS(OnePointDetector):
     """Fully convolutional one-stage detector (arXiv 1904.01355, 2006.09214)."""
 
     @configurable
@@ -72,24 +88,24 @@ class FCOS(OnePerCellDetector):
         *,
         sizes_of_interest: list[float] = (),
         center_sampling_radius: float = 1.5,
+        box_loss: str = "giou",
+        min_centerness_sum: float = 1.0,
         **common,
     ):
         """
         Args:
             sizes_of_interest: one upper limit for every level but the last; empty: 8 strides.
-            center_sampling_radius: see the config keys of :func:`add_fcos_config`.
-            common: arguments of :class:`OnePerCellDetector`; the head is an :class:`FCOSHead`, or
+            center_sampling_radius, box_loss, min_centerness_sum: see the config keys of
+                :func:`add_fcos_config`.
+            common: arguments of :class:`OnePointDetector`; the head is an :class:`FCOSHead`, or
                 returns logits, distances and centerness like it.
 
         Raises:
-            ValueError: limits whose number does not fit the levels, or that do not increase.
+            ValueError: limits whose number does not fit the levels, or that do not increase; an
+                unknown loss.
         """
         super().__init__(**common)
         strides = self.strides()
-        # A point is represented as the square of one stride around it.
-        self.anchor_generator = DefaultAnchorGenerator(
-            sizes=[[s] for s in strides], aspect_ratios=[1.0], strides=strides
-        )
         sizes = list(sizes_of_interest) or [8 * s for s in strides[:-1]]
         if len(sizes) != len(strides) - 1 or sizes != sorted(set(sizes)):
             raise ValueError(
@@ -98,6 +114,12 @@ class FCOS(OnePerCellDetector):
             )
         self.level_ranges = level_ranges(sizes)
         self.center_sampling_radius = center_sampling_radius
+        if box_loss not in _BOX_LOSSES:
+            raise ValueError(
+                f"MODEL.FCOS.BOX_LOSS is {box_loss!r}: it must be one of {', '.join(_BOX_LOSSES)}."
+            )
+        self.min_centerness_sum = min_centerness_sum
+        self.box_loss = _BOX_LOSSES[box_loss]
 
     @classmethod
     def from_config(cls, cfg):
@@ -106,6 +128,11 @@ class FCOS(OnePerCellDetector):
             **cls.common_settings(cfg, fcos, FCOSHead),
             "sizes_of_interest": fcos.SIZES_OF_INTEREST,
             "center_sampling_radius": fcos.CENTER_SAMPLING_RADIUS,
+            "point_offset": fcos.POINT_OFFSET,
+            "box_loss": fcos.BOX_LOSS,
+            "min_centerness_sum": fcos.MIN_CENTERNESS_SUM,
+            "score": fcos.SCORE,
+            "candidates_test": fcos.CANDIDATES_TEST,
         }
 
     @torch.no_grad()
@@ -143,7 +170,7 @@ class FCOS(OnePerCellDetector):
         gt_boxes: list[Tensor],
         pred_centerness: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Focal, GIoU (weighted by centerness) and centerness loss, means over the positives.
+        """Focal, box (weighted by centerness) and centerness loss, means over the positives.
 
         Everything is computed for all points and masked afterwards: indexing with the positives
         would make the host wait for the device, and drop parameters from the graph when there
@@ -165,53 +192,15 @@ class FCOS(OnePerCellDetector):
         targets = distances_to_boxes(points, torch.stack(gt_boxes).float())  # (N, R, 4)
         targets = targets.where(positive[..., None], 1.0)
         ctr_targets = centerness_targets(targets) * positive
-        num_positive, ctr_sum = mean_over_gpus(torch.stack((positive.sum(), ctr_targets.sum())))
+        sums = mean_over_gpus(torch.stack((positive.sum(), ctr_targets.sum())), least=0)
+        num_positive, ctr_sum = sums[0].clamp(min=1), sums[1].clamp(min=self.min_centerness_sum)
 
-        giou = giou_loss_of_distances(distances.where(positive[..., None], 1.0), targets)
+        box = self.box_loss(distances.where(positive[..., None], 1.0), targets)
         bce = F.binary_cross_entropy_with_logits(
             centerness.squeeze(-1), ctr_targets, reduction="none"
         )
         return {
             "loss_cls": self.focal_loss(logits, labels) / num_positive,
-            "loss_box_reg": (giou * ctr_targets).sum() / ctr_sum,
+            "loss_box_reg": (box * ctr_targets).sum() / ctr_sum,
             "loss_centerness": bce.where(positive, 0.0).sum() / num_positive,
         }
-
-    def forward_inference(
-        self,
-        images: ImageList,
-        features: list[Tensor],
-        predictions: tuple[list[Tensor], list[Tensor], list[Tensor]],
-    ) -> list[Instances]:
-        """Detections of each image in network input coordinates; leaves ``predictions`` alone."""
-        per_level = zip(
-            self.anchor_generator(features),
-            *self._transpose_dense_predictions(predictions, [self.num_classes, 4, 1]),
-            strict=True,
-        )
-        # list over levels of (centres (R_l, 2), (N, R_l, K), (N, R_l, 4), (N, R_l))
-        levels = [
-            (a.get_centers(), x.float().sigmoid(), d.float(), c.float().sigmoid().squeeze(-1))
-            for a, x, d, c in per_level
-        ]
-        results = []
-        for i, image_size in enumerate(images.image_sizes):
-            candidates = [self._candidates(p, s[i], d[i], c[i]) for p, s, d, c in levels]
-            results.append(self.best_detections(image_size, candidates))
-        return results
-
-    def _candidates(
-        self, points: Tensor, probabilities: Tensor, distances: Tensor, centerness: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (k, 4), scores (k,) and classes (k,) of the best candidates of a level of an image.
-
-        Candidates are chosen by class probability alone; only their rank in NMS sees centerness.
-        """
-        num_candidates = min(self.test_topk_candidates, len(points))
-        best, index = probabilities.flatten().topk(num_candidates)
-        confident = best > self.test_score_thresh
-        best, index = best[confident], index[confident]
-        point = torch.div(index, self.num_classes, rounding_mode="floor")
-        centres, sides = points[point], distances[point]
-        boxes = cat((centres - sides[:, :2], centres + sides[:, 2:]), dim=1)
-        return boxes, (best * centerness[point]).sqrt(), index % self.num_classes

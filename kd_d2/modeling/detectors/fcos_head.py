@@ -120,7 +120,7 @@ def tower_channels(input_shape: list[ShapeSpec], norm: str, arch: str) -> int:
     """The width of all levels.
 
     Args:
-        arch: name of the detector, of the node of its keys as well.
+        arch: name of the detector; in capitals, that of the node of its keys.
 
     Raises:
         ValueError: levels of different width, or a width that the norm cannot divide.
@@ -133,9 +133,9 @@ def tower_channels(input_shape: list[ShapeSpec], norm: str, arch: str) -> int:
         )
     if norm == "GN" and channels % _GROUP_NORM_GROUPS:
         raise ValueError(
-            f"MODEL.{arch}.NORM 'GN' makes {_GROUP_NORM_GROUPS} groups and cannot divide "
+            f"MODEL.{arch.upper()}.NORM 'GN' makes {_GROUP_NORM_GROUPS} groups and cannot divide "
             f"{channels} channels: set MODEL.FPN.OUT_CHANNELS to a multiple, or "
-            f"MODEL.{arch}.NORM to 'BN'."
+            f"MODEL.{arch.upper()}.NORM to 'BN'."
         )
     return channels
 

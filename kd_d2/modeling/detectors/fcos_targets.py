@@ -8,6 +8,7 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+_LEAST_IOU = 1e-6
 _EPS = torch.finfo(torch.float32).eps
 
 
@@ -24,6 +25,11 @@ def level_ranges(sizes_of_interest: list[float]) -> list[tuple[float, float]]:
 def distances_to_boxes(points: Tensor, boxes: Tensor) -> Tensor:
     """Distances (..., 4) from points (..., 2) to boxes (..., 4); negative outside."""
     return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
+
+
+def boxes_around(points: Tensor, distances: Tensor) -> Tensor:
+    """Boxes (..., 4) by their distances (..., 4) from points (..., 2)."""
+    return torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)
 
 
 def pad_objects(gt_instances: list[Instances]) -> tuple[Tensor, Tensor]:
@@ -130,6 +136,18 @@ def iou_of_distances(predicted: Tensor, target: Tensor) -> Tensor:
     """
     intersection, union = _intersection_and_union(predicted, target)
     return intersection / union.clamp(min=_EPS)
+
+
+def iou_loss_of_distances(predicted: Tensor, target: Tensor) -> Tensor:
+    """-log(IoU) (...,) of two boxes (..., 4) given by their distances from one point.
+
+    An IoU below 1e-6 counts as that (arXiv 1608.01471, with the limit of mmdetection).
+
+    >>> one = torch.ones(4)
+    >>> iou_loss_of_distances(one, 2 * one)
+    tensor(1.3863)
+    """
+    return -iou_of_distances(predicted, target).clamp(min=_LEAST_IOU).log()
 
 
 def _intersection_and_union(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

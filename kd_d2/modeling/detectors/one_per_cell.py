@@ -14,6 +14,8 @@ from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor, nn
 
+_FOCAL_LOSS = ("FOCAL_LOSS_ALPHA", "FOCAL_LOSS_GAMMA")
+
 
 class OnePerCellDetector(DenseDetector):
     """Subclasses set ``anchor_generator`` and have ``label_anchors`` and ``losses``."""
@@ -36,7 +38,8 @@ class OnePerCellDetector(DenseDetector):
     ):
         """
         Args:
-            head: returns logits, boxes in an encoding of its own, and the third number.
+            head: returns logits, boxes in an encoding of its own, and the third number; see
+                :meth:`outputs_per_cell`.
             head_in_features: levels of the backbone that it reads, from fine to coarse.
 
         The other arguments are explained at the config keys of the detectors.
@@ -57,7 +60,7 @@ class OnePerCellDetector(DenseDetector):
         """The arguments of this class, from a config.
 
         Args:
-            node: the detector's own.
+            node: the detector's own; it may lack the keys of a focal loss that it does not have.
             head: built as ``head(cfg, input_shape)``.
         """
         backbone = build_backbone(cfg)
@@ -67,8 +70,7 @@ class OnePerCellDetector(DenseDetector):
             "head": head(cfg, [shapes[f] for f in node.IN_FEATURES]),
             "head_in_features": node.IN_FEATURES,
             "num_classes": node.NUM_CLASSES,
-            "focal_loss_alpha": node.FOCAL_LOSS_ALPHA,
-            "focal_loss_gamma": node.FOCAL_LOSS_GAMMA,
+            **{key.lower(): node[key] for key in _FOCAL_LOSS if key in node},
             "test_score_thresh": node.SCORE_THRESH_TEST,
             "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
             "test_nms_thresh": node.NMS_THRESH_TEST,
@@ -82,20 +84,31 @@ class OnePerCellDetector(DenseDetector):
         shapes = self.backbone.output_shape()
         return [shapes[f].stride for f in self.head_in_features]
 
+    def strides_of(self, anchors: list[Boxes]) -> list[Tensor]:
+        """The stride of each anchor (R_l,) of each level."""
+        return [
+            a.tensor.new_full((len(a),), stride)
+            for a, stride in zip(anchors, self.strides(), strict=True)
+        ]
+
+    def outputs_per_cell(self) -> list[int]:
+        """Channels of the head's outputs."""
+        return [self.num_classes, 4, 1]
+
     def forward_training(
         self,
         images: ImageList,
         features: list[Tensor],
-        predictions: tuple[list[Tensor], list[Tensor], list[Tensor]],
+        predictions: tuple[list[Tensor], ...],
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         """The losses of a batch; ``predictions`` are the head's."""
-        logits, boxes, third = self._transpose_dense_predictions(
-            predictions, [self.num_classes, 4, 1]
+        logits, boxes, *third = self._transpose_dense_predictions(
+            predictions, self.outputs_per_cell()
         )
         anchors = self.anchor_generator(features)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
-        return self.losses(anchors, logits, gt_labels, boxes, gt_boxes, third)
+        return self.losses(anchors, logits, gt_labels, boxes, gt_boxes, *third)
 
     def labels_and_boxes(
         self, index: Tensor, matched: Tensor, boxes: Tensor, classes: Tensor
@@ -144,11 +157,11 @@ class OnePerCellDetector(DenseDetector):
         )
 
 
-def mean_over_gpus(values: Tensor) -> Tensor:
-    """Mean over the processes, at least 1; stays on the device."""
+def mean_over_gpus(values: Tensor, least: float = 1.0) -> Tensor:
+    """Mean over the processes, at least ``least``; stays on the device."""
     values = values.float()
     world_size = comm.get_world_size()
     if world_size > 1:
         torch.distributed.all_reduce(values)
         values = values / world_size
-    return values.clamp(min=1)
+    return values.clamp(min=least)
