@@ -1,0 +1,161 @@
+"""AutoAssign as a META_ARCH: FCOS without an assignment, the locations weigh themselves.
+
+Shapes: N images, R locations of all levels together, M boxes of an image, K classes. One location
+for each cell, at its upper left corner.
+"""
+
+import torch
+from detectron2.config import CfgNode as CN
+from detectron2.config import configurable
+from detectron2.layers import cat
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList, Instances
+from torch import Tensor
+
+from kd_d2.modeling.detectors.auto_assign_head import AutoAssignHead
+from kd_d2.modeling.detectors.auto_assign_losses import (
+    centre_loss,
+    centre_prior,
+    negative_loss,
+    negative_weights,
+    positive_loss,
+)
+from kd_d2.modeling.detectors.fcos_targets import (
+    distances_to_boxes,
+    giou_loss_of_distances,
+    iou_of_distances,
+    pad_objects,
+)
+from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
+from kd_d2.modeling.detectors.one_point import OnePointDetector
+
+
+def add_auto_assign_config(cfg: CN) -> None:
+    """Add the node ``MODEL.AUTOASSIGN``."""
+    cfg.MODEL.AUTOASSIGN = CN()
+    # Feature levels of the head, from fine to coarse.
+    cfg.MODEL.AUTOASSIGN.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Number of classes without background.
+    cfg.MODEL.AUTOASSIGN.NUM_CLASSES = 80
+    # 3x3 convolutions in each of the two towers.
+    cfg.MODEL.AUTOASSIGN.NUM_CONVS = 4
+    # Norm after each of them, as MODEL.FCOS.NORM.
+    cfg.MODEL.AUTOASSIGN.NORM = "GN"
+    # Probability of every class at the first iteration; sets the bias of the classifier.
+    cfg.MODEL.AUTOASSIGN.PRIOR_PROB = 0.02
+    # How much a wrong box lowers the confidence of its location, which is class probability *
+    # objectness * exp(-this * (1 - GIoU)).
+    cfg.MODEL.AUTOASSIGN.BOX_LOSS_WEIGHT = 5.0
+    # Factors of the three losses.
+    cfg.MODEL.AUTOASSIGN.POS_LOSS_WEIGHT = 0.25
+    cfg.MODEL.AUTOASSIGN.NEG_LOSS_WEIGHT = 0.75
+    cfg.MODEL.AUTOASSIGN.CENTER_LOSS_WEIGHT = 0.75
+    # Inference: the best locations of each level (by their best class times objectness), the least
+    # class probability of a candidate (before objectness counts), and the IoU above which NMS drops
+    # the weaker of two boxes.
+    cfg.MODEL.AUTOASSIGN.TOPK_CANDIDATES_TEST = 1000
+    cfg.MODEL.AUTOASSIGN.SCORE_THRESH_TEST = 0.05
+    cfg.MODEL.AUTOASSIGN.NMS_THRESH_TEST = 0.6
+
+
+@META_ARCH_REGISTRY.register()
+class AutoAssign(OnePointDetector):
+    """Differentiable label assignment (arXiv 2007.03496).
+
+    There is no ``label_anchors``: who learns which object is weighed inside the losses.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        box_loss_weight: float = 5.0,
+        pos_loss_weight: float = 0.25,
+        neg_loss_weight: float = 0.75,
+        center_loss_weight: float = 0.75,
+        **common,
+    ):
+        """
+        Args:
+            common: arguments of :class:`OnePointDetector`; the head is an
+                :class:`AutoAssignHead`, or returns logits, distances and objectness like it, and
+                has its ``center_prior``.
+
+        The other arguments are explained at the config keys of :func:`add_auto_assign_config`.
+        """
+        super().__init__(point_offset=0.0, score="product", candidates_test="points", **common)
+        self.box_loss_weight = box_loss_weight
+        self.pos_loss_weight = pos_loss_weight
+        self.neg_loss_weight = neg_loss_weight
+        self.center_loss_weight = center_loss_weight
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.AUTOASSIGN
+        return {
+            **cls.common_settings(cfg, node, AutoAssignHead),
+            "box_loss_weight": node.BOX_LOSS_WEIGHT,
+            "pos_loss_weight": node.POS_LOSS_WEIGHT,
+            "neg_loss_weight": node.NEG_LOSS_WEIGHT,
+            "center_loss_weight": node.CENTER_LOSS_WEIGHT,
+        }
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: tuple[list[Tensor], list[Tensor], list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """The losses of a batch; ``predictions`` are the head's."""
+        logits, distances, objectness = (
+            cat([x.flatten(2) for x in levels], dim=2).float() for levels in predictions
+        )
+        probabilities = logits.sigmoid() * objectness.sigmoid()
+        distances = distances.transpose(1, 2)
+        return self.losses(*self.locations(features), probabilities, distances, gt_instances)
+
+    def losses(
+        self,
+        points: Tensor,
+        strides: Tensor,
+        probabilities: Tensor,
+        distances: Tensor,
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """Positive, negative and centre loss.
+
+        Everything is computed for all pairs of a location and an object of its image and masked
+        afterwards, as in FCOS.
+
+        Args:
+            points: (R, 2) x, y.
+            strides: (R,).
+            probabilities: (N, K, R) of a class and of an object.
+            distances: (N, R, 4) in pixels.
+        """
+        boxes, classes = pad_objects(gt_instances)
+        boxes = boxes.float()
+        counts = torch.tensor([len(x) for x in gt_instances])
+        counts = counts.to(points.device, non_blocking=True)
+        real = torch.arange(boxes.shape[1], device=points.device) < counts[:, None]  # (N, M)
+
+        targets = distances_to_boxes(points, boxes[:, :, None])  # (N, M, R, 4)
+        inside = targets.amin(-1) > 0
+        giou_losses = giou_loss_of_distances(distances[:, None], targets)
+        iou = iou_of_distances(distances.detach()[:, None], targets).amax(1)
+
+        mean, sigma = self.head.center_prior.mean, self.head.center_prior.sigma
+        prior = centre_prior(points, strides, boxes, mean[classes], sigma[classes], inside)
+        confidence = probabilities.gather(1, classes[..., None].expand_as(inside))
+        confidence = confidence * torch.exp(-self.box_loss_weight * giou_losses)
+        weights = negative_weights(iou, inside, classes, self.num_classes)
+
+        num_objects, prior_sum = mean_over_gpus(torch.stack((counts.sum(), prior.detach().sum())))
+        positive = positive_loss(confidence, prior).where(real, 0.0).sum() / num_objects
+        negative = negative_loss(probabilities, weights) / prior_sum
+        return {
+            "loss_pos": self.pos_loss_weight * positive,
+            "loss_neg": self.neg_loss_weight * negative,
+            "loss_center": self.center_loss_weight * centre_loss(prior, inside, counts),
+        }
