@@ -14,9 +14,16 @@ __all__ = ["WeightsReport", "load_detector_weights"]
 
 logger = logging.getLogger(__name__)
 
-# Constants of the config that older checkpoints carry and the model sets itself, and a counter
-# that nothing at inference reads.
-_OPTIONAL = ("pixel_mean", "pixel_std", "cell_anchors", "num_batches_tracked")
+# Constants of the config that older checkpoints carry and the model sets itself, and counters that
+# nothing at inference reads: of batch norm, and of DDOD's positives, which other code forgets.
+_OPTIONAL = (
+    "pixel_mean",
+    "pixel_std",
+    "cell_anchors",
+    "num_batches_tracked",
+    "cls_positives",
+    "box_positives",
+)
 
 
 @dataclass(frozen=True)

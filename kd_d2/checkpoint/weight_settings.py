@@ -48,23 +48,17 @@ def detector_settings(state: State) -> dict[str, Any]:
     """Config key, or words where no single key says it -> value, as far as weights tell.
 
     Args:
-        state: of a RetinaNet, an FCOS, an ATSS or a GeneralizedRCNN, with FPN, in Detectron2's
-            names. Other names are not looked at.
+        state: of a RetinaNet, a dense detector of ours or a GeneralizedRCNN, with FPN, in
+            Detectron2's names. Other names are not looked at.
     """
     settings: dict[str, Any] = {}
     if any(k.startswith("roi_heads.") for k in state):
         settings["detector"] = "GeneralizedRCNN"
         settings["MODEL.MASK_ON"] = any(k.startswith("roi_heads.mask_head.") for k in state)
         settings |= _rcnn(state)
-    elif "head.centerness.weight" in state:
-        settings["detector"] = "FCOS"
-        settings |= _dense("FCOS", state)
-    elif "head.quality.weight" in state:
-        settings["detector"] = "ATSS"
-        settings |= _dense("ATSS", state)
     elif "head.cls_score.weight" in state:
-        settings["detector"] = "RetinaNet"
-        settings |= _dense("RETINANET", state)
+        settings["detector"] = detector = _dense_detector(state)
+        settings |= _dense(detector.upper(), state)
     if f"{_BOTTOM_UP}stem.conv1.weight" in state:
         settings["backbone"] = "ResNet"
         settings |= _resnet(state)
@@ -72,6 +66,16 @@ def detector_settings(state: State) -> dict[str, Any]:
         settings["backbone"] = "Swin"
         settings |= _swin(state)
     return settings | _fpn(state)
+
+
+def _dense_detector(state: State) -> str:
+    for output, detector in (("centerness", "FCOS"), ("objectness", "AutoAssign")):
+        if f"head.{output}.weight" in state:
+            return detector
+    if "head.quality.weight" in state:
+        deformable = any(k.startswith("head.cls_subnet.0.conv_offset.") for k in state)
+        return "DDOD" if deformable else "ATSS"
+    return "GFL" if "head.scales.0.scale" in state else "RetinaNet"
 
 
 def _count(state: State, pattern: str) -> int:
@@ -134,9 +138,11 @@ def _fpn(state: State) -> dict[str, Any]:
 
 def _dense(node: str, state: State) -> dict[str, Any]:
     scores, boxes = state["head.cls_score.weight"], state.get("head.bbox_pred.weight")
-    anchors = 1 if boxes is None else len(boxes) // 4
+    # the others have one box a cell, GFL a distribution of it
+    anchors = len(boxes) // 4 if node == "RETINANET" and boxes is not None else 1
     tower = {k: v for k, v in state.items() if re.fullmatch(r"head\.cls_subnet\.\d+\.weight", k)}
-    return {
+    own = {"MODEL.GFL.REG_MAX": len(boxes) // 4 - 1} if node == "GFL" and boxes is not None else {}
+    return own | {
         f"MODEL.{node}.NUM_CLASSES": len(scores) // max(anchors, 1),
         "anchors at a cell": anchors,
         f"MODEL.{node}.NUM_CONVS": sum(v.dim() == 4 for v in tower.values()),

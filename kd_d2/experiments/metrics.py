@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from statistics import fmean
 
@@ -75,6 +76,11 @@ class Metrics:
         return iterations, sums
 
 
+# of Detectron2's detectors and ours, the R-CNNs' with an ending each
+_DETECTION_LOSSES = re.compile(
+    "loss_(cls|box_reg|iou|dfl|centerness|pos|neg|center|mask|rpn_cls|rpn_loc)(_stage[0-9]+)?"
+)
+
+
 def _is_detection_loss(name: str) -> bool:
-    detection = ("loss_cls", "loss_box_reg", "loss_centerness", "loss_iou", "loss_rpn", "loss_mask")
-    return name.startswith(detection) and not name.endswith(".tea")
+    return _DETECTION_LOSSES.fullmatch(name) is not None

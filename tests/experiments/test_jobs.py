@@ -57,6 +57,7 @@ def test_jobs_run_and_say_how_they_ended(tmp_path, train_net):
     assert call == (f"--config-file {CONFIG} --num-gpus 0 OUTPUT_DIR {tmp_path / 'a'} threads=3")
     marker = json.loads((tmp_path / "a" / "job.json").read_text())
     assert marker["finished"] and marker["command"][0] == sys.executable
+    assert marker["resident_mib"] >= 0
 
 
 def test_finished_jobs_are_kept_until_something_changes(tmp_path, train_net):

@@ -72,6 +72,7 @@ def test_the_students_own_loss_leaves_teacher_and_distillation_out(tmp_path):
     metrics = write(
         tmp_path / "m.json",
         {"iteration": 0, "loss_cls": 1.0, "loss_box_reg": 2.0, "loss_centerness": 4.0}
+        | {"loss_cls_stage1": 0.5, "loss_pos": 0.25, "loss_pgd_cls_p3": 64.0}
         | {"loss_cls.tea": 8.0, "loss_distill": 16.0, "loss_pkd": 32.0, "total_loss": 63.0},
     )
-    assert metrics.student_loss() == ([1], [7.0])
+    assert metrics.student_loss() == ([1], [7.75])

@@ -1,8 +1,45 @@
 """Detectors that Detectron2 lacks; importing this registers them as META_ARCHs."""
 
+from detectron2.config import CfgNode
+
 from kd_d2.modeling.detectors.atss import ATSS, add_atss_config
 from kd_d2.modeling.detectors.atss_head import ATSSHead
+from kd_d2.modeling.detectors.auto_assign import AutoAssign, add_auto_assign_config
+from kd_d2.modeling.detectors.auto_assign_head import AutoAssignHead
+from kd_d2.modeling.detectors.ddod import DDOD, add_ddod_config
+from kd_d2.modeling.detectors.ddod_head import DDODHead
 from kd_d2.modeling.detectors.fcos import FCOS, add_fcos_config
 from kd_d2.modeling.detectors.fcos_head import FCOSHead
+from kd_d2.modeling.detectors.gfl import GFL, add_gfl_config
+from kd_d2.modeling.detectors.gfl_head import GFLHead
 
-__all__ = ["ATSS", "FCOS", "ATSSHead", "FCOSHead", "add_atss_config", "add_fcos_config"]
+__all__ = [
+    "ATSS",
+    "DDOD",
+    "FCOS",
+    "GFL",
+    "ATSSHead",
+    "AutoAssign",
+    "AutoAssignHead",
+    "DDODHead",
+    "FCOSHead",
+    "GFLHead",
+    "add_atss_config",
+    "add_auto_assign_config",
+    "add_ddod_config",
+    "add_detector_configs",
+    "add_fcos_config",
+    "add_gfl_config",
+]
+
+
+def add_detector_configs(cfg: CfgNode) -> None:
+    """Adds the node of each of these detectors to a config, in place."""
+    for add_config in (
+        add_fcos_config,
+        add_atss_config,
+        add_gfl_config,
+        add_auto_assign_config,
+        add_ddod_config,
+    ):
+        add_config(cfg)

@@ -1,0 +1,222 @@
+"""DDOD as a META_ARCH: ATSS whose predictions decide who learns what, apart for classes and boxes.
+
+Shapes: N images, R anchors of all levels together, R_l of level l, K classes, L levels.
+"""
+
+import torch
+from detectron2.config import CfgNode as CN
+from detectron2.config import configurable
+from detectron2.layers import cat
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor
+from torch.nn import functional as F
+
+from kd_d2.modeling.dense_predictions import DensePredictions
+from kd_d2.modeling.detectors.atss import ATSS
+from kd_d2.modeling.detectors.atss_targets import centres_of
+from kd_d2.modeling.detectors.ddod_head import DDODHead
+from kd_d2.modeling.detectors.ddod_targets import level_weights, match_by_quality
+from kd_d2.modeling.detectors.fcos_targets import (
+    giou_loss_of_distances,
+    iou_of_distances,
+    pad_objects,
+)
+from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
+from kd_d2.modeling.quality import probability_and_iou, quality_score
+
+
+def add_ddod_config(cfg: CN) -> None:
+    """Add the node ``MODEL.DDOD``."""
+    cfg.MODEL.DDOD = CN()
+    # Feature levels of the head, from fine to coarse.
+    cfg.MODEL.DDOD.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Number of classes without background.
+    cfg.MODEL.DDOD.NUM_CLASSES = 80
+    # 3x3 convolutions in each of the two towers; the first is deformable.
+    cfg.MODEL.DDOD.NUM_CONVS = 4
+    # Norm after each of them, as MODEL.FCOS.NORM. With one the convolutions have no biases.
+    cfg.MODEL.DDOD.NORM = "GN"
+    # Probability of every class at the first iteration; sets the bias of the classifier.
+    cfg.MODEL.DDOD.PRIOR_PROB = 0.01
+    # Side of the one square anchor of a cell, in strides of its level.
+    cfg.MODEL.DDOD.ANCHOR_SCALE = 8.0
+    # Where the anchors' centres are, in strides from the cells' upper left corners.
+    cfg.MODEL.DDOD.ANCHOR_OFFSET = 0.0
+    # Weights of (dx, dy, dw, dh) in the box output, as in RetinaNet: the inverse of its deviations.
+    cfg.MODEL.DDOD.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+    # Candidates of an object: the anchors, of all levels jointly, of the highest quality
+    # probability^(1 - xi) * IoU^xi.
+    cfg.MODEL.DDOD.TOPK = 9
+    # xi of those that learn the object's class, and of those that learn its box and their IoU.
+    cfg.MODEL.DDOD.CLS_EXPONENT = 0.8
+    cfg.MODEL.DDOD.BOX_EXPONENT = 0.6
+    # Parameters of the focal loss.
+    cfg.MODEL.DDOD.FOCAL_LOSS_ALPHA = 0.25
+    cfg.MODEL.DDOD.FOCAL_LOSS_GAMMA = 2.0
+    # Factors of the GIoU loss and of the loss of the IoU output.
+    cfg.MODEL.DDOD.BOX_LOSS_WEIGHT = 2.0
+    cfg.MODEL.DDOD.IOU_LOSS_WEIGHT = 1.0
+    # Inference: the best anchors of each level (by their best class), the least class probability
+    # of a candidate (before the IoU output counts), and the IoU above which NMS drops the weaker
+    # of two boxes.
+    cfg.MODEL.DDOD.TOPK_CANDIDATES_TEST = 1000
+    cfg.MODEL.DDOD.SCORE_THRESH_TEST = 0.05
+    cfg.MODEL.DDOD.NMS_THRESH_TEST = 0.6
+
+
+@META_ARCH_REGISTRY.register()
+class DDOD(ATSS):
+    """Disentangled dense object detector (arXiv 2107.02963)."""
+
+    # What PGD's teachers decide for their students.
+    assigns_by_predictions = True
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        cls_exponent: float = 0.8,
+        box_exponent: float = 0.6,
+        iou_loss_weight: float = 1.0,
+        **common,
+    ):
+        """
+        Args:
+            common: arguments of :class:`ATSS` without those of the third output; the head is a
+                :class:`DDODHead`, or returns logits, deltas and quality like it.
+
+        The other arguments are explained at the config keys of :func:`add_ddod_config`.
+        """
+        super().__init__(branch="iou", branch_loss_weight=iou_loss_weight, **common)
+        self.cls_exponent = cls_exponent
+        self.box_exponent = box_exponent
+        # Positives of each level since the start of training, of this process. PGD's release
+        # forgets them in its checkpoints, so that a resumed training weighs its levels anew.
+        for name in ("cls_positives", "box_positives"):
+            self.register_buffer(name, torch.zeros(len(self.head_in_features), dtype=torch.long))
+
+    @classmethod
+    def from_config(cls, cfg):
+        ddod = cfg.MODEL.DDOD
+        return {
+            **cls.common_settings(cfg, ddod, DDODHead),
+            "bbox_reg_weights": ddod.BBOX_REG_WEIGHTS,
+            "cls_exponent": ddod.CLS_EXPONENT,
+            "box_exponent": ddod.BOX_EXPONENT,
+            "box_loss_weight": ddod.BOX_LOSS_WEIGHT,
+            "iou_loss_weight": ddod.IOU_LOSS_WEIGHT,
+        }
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: tuple[list[Tensor], list[Tensor], list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """The losses of a batch; ``predictions`` are the head's."""
+        outputs = self._transpose_dense_predictions(predictions, self.outputs_per_cell())
+        anchors = self.anchor_generator(features)
+        with torch.no_grad():
+            decoded = self.decode_predictions(images, features, predictions)
+        assignment = self.label_anchors(anchors, gt_instances, decoded)
+        return self.losses(anchors, *outputs, *assignment)
+
+    @torch.no_grad()
+    def label_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances], decoded: DensePredictions
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Which object each anchor learns: one answer for the class loss, one for the others.
+
+        Args:
+            anchors: of each level.
+            decoded: predictions of this detector, or of a teacher with the same anchors.
+
+        Returns:
+            list[Tensor]: labels (R,) of each image for the class loss; the background is
+                ``num_classes``, and -1 an anchor outside the image that is ignored, see
+                :meth:`valid_anchors`.
+            list[Tensor]: the same for the losses of boxes and of their IoU.
+            list[Tensor]: boxes (R, 4) that the anchors learn; arbitrary for the others.
+        """
+        boxes, classes = pad_objects(gt_instances)
+        valid = cat(self.valid_anchors(anchors, [x.image_size for x in gt_instances]), dim=1)
+        centres = centres_of(Boxes.cat(anchors).tensor)
+        fit = probability_and_iou(decoded.logits, decoded.boxes, boxes, classes)
+
+        def labels_and_boxes(exponent: float) -> tuple[Tensor, Tensor]:
+            quality = quality_score(*fit, exponent)
+            matches = match_by_quality(centres, valid, quality, boxes, self.topk)
+            labels, matched_boxes = self.labels_and_boxes(*matches, boxes, classes)
+            return labels.where(valid, -1), matched_boxes
+
+        cls_labels, _ = labels_and_boxes(self.cls_exponent)
+        box_labels, matched_boxes = labels_and_boxes(self.box_exponent)
+        return list(cls_labels), list(box_labels), list(matched_boxes)
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        pred_deltas: list[Tensor],
+        pred_quality: list[Tensor],
+        cls_labels: list[Tensor],
+        box_labels: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Focal loss of one assignment, GIoU loss and the loss of the IoU output of the other.
+
+        Each is divided by the number of positives of its own assignment, counting one for an image
+        without any. A level weighs the more, the fewer positives it has had so far, this batch
+        included. As in FCOS, everything is computed for all anchors and masked afterwards.
+
+        Args:
+            pred_logits: (N, R_l, K) of each level.
+            pred_deltas: (N, R_l, 4) of each level.
+            pred_quality: (N, R_l, 1) of each level.
+            cls_labels, box_labels, gt_boxes: as :meth:`label_anchors` returns them; negative labels
+                are ignored.
+        """
+        cls_labels, box_labels = torch.stack(cls_labels), torch.stack(box_labels)  # (N, R)
+        cls_positive, positive = (
+            (x >= 0) & (x != self.num_classes) for x in (cls_labels, box_labels)
+        )
+        counts = [x.sum(1).clamp(min=1).sum() for x in (cls_positive, positive)]
+        cls_count, count = mean_over_gpus(torch.stack(counts))
+
+        sizes = [len(a) for a in anchors]
+        cls_weights = self._weights_of_levels(self.cls_positives, cls_positive, sizes)
+        focal = sum(
+            weight * self.focal_loss(x.float(), labels)
+            for weight, x, labels in zip(
+                cls_weights, pred_logits, cls_labels.split(sizes, dim=1), strict=True
+            )
+        )
+
+        weights = self._weights_of_levels(self.box_positives, positive, sizes)
+        weights = cat([w.expand(size) for w, size in zip(weights, sizes, strict=True)])  # (R,)
+        predicted, targets = self.box_distances(anchors, pred_deltas, gt_boxes, positive)
+        giou = giou_loss_of_distances(predicted, targets)
+        bce = F.binary_cross_entropy_with_logits(
+            cat(pred_quality, dim=1).float().squeeze(-1),
+            iou_of_distances(predicted.detach(), targets),
+            reduction="none",
+        )
+        giou, bce = ((weights * x).where(positive, 0.0).sum() / count for x in (giou, bce))
+        return {
+            "loss_cls": focal / cls_count,
+            "loss_box_reg": self.box_loss_weight * giou,
+            "loss_iou": self.branch_loss_weight * bce,
+        }
+
+    def _weights_of_levels(self, counts: Tensor, positive: Tensor, sizes: list[int]) -> Tensor:
+        """Factors (L,) of the levels; in training, adds the positives of this batch before.
+
+        Args:
+            counts: (L,), changed in place.
+            positive: (N, R), R being the sum of ``sizes``.
+        """
+        if self.training:
+            counts += torch.stack([x.sum() for x in positive.split(sizes, dim=1)])
+        return level_weights(counts)
