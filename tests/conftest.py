@@ -1,5 +1,7 @@
 """Fixtures that every test can use; what they build is in ``tiny_models.py``."""
 
+from functools import partial
+
 import pytest
 import tiny_models
 import torch
@@ -36,3 +38,15 @@ def build():
 @pytest.fixture
 def random_batch():
     return tiny_models.random_batch
+
+
+@pytest.fixture
+def teacher_files(tmp_path):
+    """Writes config and weights of a tiny detector: arch -> (yaml, pth)."""
+    return partial(tiny_models.teacher_files, tmp_path)
+
+
+@pytest.fixture
+def frozen_cfg(tmp_path):
+    """A tiny student that learns from a tiny frozen teacher by PKD."""
+    return partial(tiny_models.frozen_cfg, tmp_path)

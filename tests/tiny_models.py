@@ -7,13 +7,14 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from kd_d2 import get_kd_cfg
 
 NUM_CLASSES = 3
+DENSE = ("RetinaNet", "FCOS", "ATSS", "GFL", "AutoAssign", "DDOD")
 
 
 def tiny_cfg(arch: str = "RetinaNet", fpn_channels: int = 32):
     """A stock detector on ResNet-18, small enough for a CPU step in milliseconds.
 
     Args:
-        arch: RetinaNet, FCOS, ATSS, FasterRCNN, MaskRCNN or CascadeRCNN.
+        arch: RetinaNet, FCOS, ATSS, GFL, AutoAssign, DDOD, FasterRCNN, MaskRCNN or CascadeRCNN.
     """
     cfg = get_kd_cfg()
     cfg.MODEL.DEVICE = "cpu"
@@ -24,15 +25,14 @@ def tiny_cfg(arch: str = "RetinaNet", fpn_channels: int = 32):
     cfg.INPUT.MIN_SIZE_TRAIN = (64,)
     cfg.DATASETS.TRAIN = ()
     cfg.DATASETS.TEST = ()
-    if arch in ("RetinaNet", "FCOS", "ATSS"):
+    if arch in DENSE:
         cfg.MODEL.META_ARCHITECTURE = arch
         cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
         cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
         cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[x, x * 1.5] for x in (16, 32, 64, 128, 256)]
-        for node in (cfg.MODEL.RETINANET, cfg.MODEL.FCOS, cfg.MODEL.ATSS):
-            node.NUM_CLASSES = NUM_CLASSES
-            node.NUM_CONVS = 1
+        cfg.MODEL[arch.upper()].NUM_CLASSES = NUM_CLASSES
+        cfg.MODEL[arch.upper()].NUM_CONVS = 1
         return cfg
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
@@ -69,6 +69,28 @@ def lgd_cfg(arch: str = "RetinaNet", **kwargs):
     cfg.MODEL.META_ARCHITECTURE = "LabelGuidedDistiller"
     cfg.MODEL.KD.TEACHER.NAME = "LabelEncoder"
     cfg.MODEL.KD.HEADS = ["InstructiveFeatures"]
+    return cfg
+
+
+def teacher_files(folder, arch: str = "RetinaNet", **kwargs):
+    """Writes config and weights of an untrained detector; returns both paths."""
+    cfg = tiny_cfg(arch, **kwargs)
+    config, weights = folder / f"{arch}.yaml", folder / f"{arch}.pth"
+    config.write_text(cfg.dump())
+    torch.save({"model": build(cfg).state_dict()}, weights)
+    return str(config), str(weights)
+
+
+def frozen_cfg(folder, student: str = "RetinaNet", teacher: str = "RetinaNet", **kwargs):
+    """:func:`tiny_cfg` as a student that learns by PKD from a frozen one in ``folder``."""
+    cfg = tiny_cfg(student)
+    cfg.MODEL.KD.STUDENT = cfg.MODEL.META_ARCHITECTURE
+    cfg.MODEL.META_ARCHITECTURE = "FrozenTeacherDistiller"
+    config, weights = teacher_files(folder, teacher, **kwargs)
+    cfg.MODEL.KD.TEACHER.NAME = "Frozen"
+    cfg.MODEL.KD.TEACHER.CONFIG_FILE = config
+    cfg.MODEL.KD.TEACHER.WEIGHTS = weights
+    cfg.MODEL.KD.HEADS = ["PKD"]
     return cfg
 
 

@@ -1,6 +1,7 @@
 """Every key that kd_d2 adds to Detectron2's config, each with its comment.
 
-A method's own node is added by its project; see ``projects/*/*/config.py``.
+A method's own node is added by its project, see ``projects/*/*/config.py``; the nodes of single
+heads are in ``kd_d2/modeling/heads/config.py``.
 """
 
 from detectron2.config import CfgNode as CN
@@ -10,15 +11,16 @@ from detectron2.config import get_cfg
 def add_kd_config(cfg: CN) -> None:
     """Adds all keys of kd_d2 and its projects to a Detectron2 config, in place."""
     from kd_d2.modeling.backbones import add_backbone_config
-    from kd_d2.modeling.detectors import add_atss_config, add_fcos_config
+    from kd_d2.modeling.detectors import add_detector_configs
+    from kd_d2.modeling.heads import add_head_config
     from kd_d2.projects import add_project_configs
 
     _add_distillation(cfg)
     _add_solver(cfg)
     _add_data(cfg)
     add_backbone_config(cfg)
-    add_fcos_config(cfg)
-    add_atss_config(cfg)
+    add_detector_configs(cfg)
+    add_head_config(cfg)
     add_project_configs(cfg)
 
 
@@ -38,6 +40,24 @@ def _add_distillation(cfg: CN) -> None:
     kd.STUDENT = ""
     # Names in DISTILL_HEAD_REGISTRY. Their losses add up.
     kd.HEADS = []
+    # Factors of the heads' losses, one for each of HEADS, besides the weights in their own nodes: a
+    # number, or points (share of the schedule, factor) with straight lines between them: a warm-up
+    # over the first tenth is [[0.0, 0.0], [0.1, 1.0]], an end after nine tenths [[0.9, 1.0],
+    # [0.9, 0.0]]. Empty: 1 for all.
+    kd.HEAD_WEIGHTS = []
+    # Whose predictions decide what the student's learn: "student" (as without distillation), or
+    # "teacher" (DDOD, with a DDOD as teacher), for detectors that assign by predictions.
+    kd.ASSIGN_BY = "student"
+    # Parts of a frozen teacher that the student begins with: "neck" (the feature pyramid), "head"
+    # (all besides the backbone), both or none. What does not fit keeps its own initial values.
+    kd.INHERIT = []
+    # Before training, let a frozen teacher detect the objects in so many images of the training
+    # data, and refuse to start if it finds next to nothing, as with weights of another config,
+    # swapped colours or another order of classes. 0: no such check.
+    kd.CHECK_TEACHER = 8
+    # In the first so many iterations, log each loss's share in the gradient of the student's
+    # features: whether a distillation loss is lost beside the detection losses, or drowns them.
+    kd.LOG_GRADIENT_SHARES = 3
     # Evaluate the teacher too, each time the student is evaluated. A label encoder then reads the
     # labels of the test set: an upper bound and a diagnosis, never a result.
     kd.EVAL_TEACHER = False
@@ -53,25 +73,24 @@ def _add_distillation(cfg: CN) -> None:
     teacher = kd.TEACHER = CN()
     # A name in TEACHER_REGISTRY: "Frozen" (any trained detector), "LabelEncoder" (LGD).
     teacher.NAME = ""
-    # Frozen: the teacher's config, a file or a name in Detectron2's model zoo such as
-    # "COCO-Detection/retinanet_R_101_FPN_3x.yaml". It is never merged with the student's.
+    # Frozen: the teacher's config, a file, a name in Detectron2's model zoo such as
+    # "COCO-Detection/retinanet_R_101_FPN_3x.yaml", or one in ours such as
+    # "kd_d2://coco/faster_rcnn_x101_3x". It is never merged with the student's.
     teacher.CONFIG_FILE = ""
-    # Frozen: its weights (file, https://, detectron2://). Empty with a zoo config: the zoo's own.
+    # Frozen: its weights (file, https://, detectron2://). Empty with a config of a zoo: its own.
     teacher.WEIGHTS = ""
     # Frozen: accept a file that does not fill the whole teacher. Off, because a teacher that is
     # half at random teaches noise, silently.
     teacher.ALLOW_PARTIAL_WEIGHTS = False
+    # Frozen: keep its images and convolutions in channels-last memory, which is faster on GPUs in
+    # half precision; and compile its backbone with torch.compile (a minute or more at the start).
+    teacher.CHANNELS_LAST = False
+    teacher.COMPILE = False
     # Frozen: its class names in the order of its outputs. Empty: those of its training data set.
     teacher.CLASSES = []
     # Frozen: refuse a teacher that does not know the student's classes by name. Set False for
     # heads that read features only, when the teacher was trained on another data set.
     teacher.REQUIRE_SAME_CLASSES = True
-
-    pkd = kd.PKD = CN()
-    # Factor of the loss. The paper uses 6 for two-stage and 10 for one-stage students.
-    pkd.WEIGHT = 10.0
-    # A learned 1x1 convolution on the student's features, for unequal channel counts.
-    pkd.ADAPTER = False
 
 
 def _add_solver(cfg: CN) -> None:
@@ -96,3 +115,5 @@ def _add_data(cfg: CN) -> None:
     # An image of the training set that cannot be read: "raise" stops with its name; "skip" logs it
     # once and trains on another image instead (up to 100 files).
     cfg.DATALOADER.ON_BAD_IMAGE = "raise"
+    # Evaluate by CrowdHuman's metrics, too (AP, MR^-2, JI; task "crowd"), whatever the test set.
+    cfg.TEST.CROWD_METRICS = False

@@ -5,12 +5,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from kd_d2.config.detector import check_backbone, check_detector
-from kd_d2.config.names import check_known
+from kd_d2.config.names import check_known, detector_node
 from kd_d2.config.rules import ConfigError, check_values
 from kd_d2.config.teacher import load_teacher_cfg, teacher_weights
 from kd_d2.config.values import VALUES
 
-__all__ = ["check_frozen_teacher", "class_map"]
+__all__ = ["check_frozen_teacher", "class_map", "teacher_class_map"]
 
 
 def check_frozen_teacher(cfg: CfgNode) -> None:
@@ -28,10 +28,9 @@ def check_frozen_teacher(cfg: CfgNode) -> None:
         )
     teacher_cfg = load_teacher_cfg(cfg)
     arch = teacher_cfg.MODEL.META_ARCHITECTURE
-    where = f"of the teacher's config {node.CONFIG_FILE}, "
-    check_known(f"META_ARCHITECTURE ({where}MODEL.META_ARCHITECTURE)", arch, META_ARCH_REGISTRY)
-    check_backbone(teacher_cfg, where)
     try:
+        check_known("META_ARCHITECTURE (MODEL.META_ARCHITECTURE)", arch, META_ARCH_REGISTRY)
+        check_backbone(teacher_cfg)
         check_values(teacher_cfg, {k: VALUES[k] for k in VALUES if k.startswith("MODEL")})
         check_detector(teacher_cfg, arch)
     except ConfigError as e:
@@ -42,15 +41,60 @@ def check_frozen_teacher(cfg: CfgNode) -> None:
             "MODEL.KD.TEACHER.WEIGHTS is empty and its config is not the model zoo's: give the "
             "teacher's weights (a file, https:// or detectron2://)."
         )
+    classes = teacher_class_map(cfg, teacher_cfg)
+    if "head" in cfg.MODEL.KD.INHERIT and classes and classes != sorted(classes):
+        raise ConfigError(
+            "MODEL.KD.INHERIT has head, and the teacher has the student's classes in another "
+            "order: leave it out, or bring the student's classes into the teacher's order."
+        )
+    if cfg.MODEL.KD.ASSIGN_BY == "teacher":
+        _check_assignment(cfg, teacher_cfg, classes)
+
+
+def teacher_class_map(cfg: CfgNode, teacher_cfg: CfgNode) -> list[int] | None:
+    """The teacher's number of each of the student's classes; None where names are not known.
+
+    Raises:
+        ConfigError: the teacher does not know one of them, and has to.
+    """
+    node = cfg.MODEL.KD.TEACHER
     teacher = list(node.CLASSES) or _class_names(teacher_cfg)
     student = _class_names(cfg)
-    if node.REQUIRE_SAME_CLASSES and teacher and student:
-        class_map(student, teacher)
+    if not (node.REQUIRE_SAME_CLASSES and teacher and student):
+        return None
+    return class_map(student, teacher)
+
+
+def _check_assignment(cfg: CfgNode, teacher_cfg: CfgNode, classes: list[int] | None) -> None:
+    """Whether the teacher's predictions can decide what the student's learn."""
+    student, arch = cfg.MODEL.KD.STUDENT, teacher_cfg.MODEL.META_ARCHITECTURE
+    if arch != student or not getattr(
+        META_ARCH_REGISTRY.get(student), "assigns_by_predictions", False
+    ):
+        raise ConfigError(
+            f"MODEL.KD.ASSIGN_BY is teacher, with a {student} as student and a {arch} as teacher: "
+            "both must be one detector that assigns by its predictions, e.g. DDOD; or set it to "
+            "student."
+        )
+    node = detector_node(student)
+    own, other = cfg.MODEL[node], teacher_cfg.MODEL[node]
+    keys = ("IN_FEATURES", "NUM_CLASSES", "ANCHOR_SCALE", "ANCHOR_OFFSET", "BBOX_REG_WEIGHTS")
+    different = [key for key in keys if own.get(key) != other.get(key)]
+    if different:
+        raise ConfigError(
+            f"MODEL.KD.ASSIGN_BY is teacher, which needs equal MODEL.{node}.{', '.join(different)} "
+            "in the student's and in the teacher's config."
+        )
+    if classes is not None and classes != sorted(classes):
+        raise ConfigError(
+            "MODEL.KD.ASSIGN_BY is teacher, which needs a teacher with the student's classes in "
+            "the same order."
+        )
 
 
 def _check_number_of_classes(node: CfgNode, teacher_cfg: CfgNode) -> None:
     arch = teacher_cfg.MODEL.META_ARCHITECTURE
-    key = {"GeneralizedRCNN": "ROI_HEADS"}.get(arch, arch.upper())
+    key = detector_node(arch)
     number = teacher_cfg.MODEL.get(key, {}).get("NUM_CLASSES")
     if node.CLASSES and number not in (None, len(node.CLASSES)):
         raise ConfigError(

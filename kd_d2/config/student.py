@@ -1,8 +1,9 @@
-"""From a distillation config to the plain config of its student."""
+"""From a distillation config to the plain config of its student, and back."""
 
 from detectron2.config import CfgNode
 
 DISTILLERS = ("FrozenTeacherDistiller", "LabelGuidedDistiller")
+_DISTILLER_OF = {"Frozen": "FrozenTeacherDistiller", "LabelEncoder": "LabelGuidedDistiller"}
 
 
 def is_distiller(cfg: CfgNode) -> bool:
@@ -19,3 +20,24 @@ def student_config(cfg: CfgNode) -> CfgNode:
     if cfg.is_frozen():
         student.freeze()
     return student
+
+
+def wrap_student(cfg: CfgNode) -> None:
+    """Make a detector's config that of a distiller, in place, if it names heads but no student.
+
+    So that heads and a teacher are all that must be added to a config which trains a detector. One
+    with ``MODEL.KD.STUDENT`` is left alone: its META_ARCHITECTURE was set back on purpose.
+
+    >>> from kd_d2.config import get_kd_cfg
+    >>> cfg = get_kd_cfg()
+    >>> cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.KD.HEADS = "RetinaNet", ["PKD"]
+    >>> wrap_student(cfg)
+    >>> cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.KD.STUDENT, cfg.MODEL.KD.TEACHER.NAME
+    ('FrozenTeacherDistiller', 'RetinaNet', 'Frozen')
+    """
+    model, kd = cfg.MODEL, cfg.MODEL.KD
+    teacher = kd.TEACHER.NAME or "Frozen"
+    if is_distiller(cfg) or kd.STUDENT or not kd.HEADS or teacher not in _DISTILLER_OF:
+        return
+    kd.STUDENT, kd.TEACHER.NAME = model.META_ARCHITECTURE, teacher
+    model.META_ARCHITECTURE = _DISTILLER_OF[teacher]

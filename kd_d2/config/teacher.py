@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from kd_d2.config.files import merge_config_file
+from kd_d2.config.files import flat_keys, merge_config_file
 from kd_d2.model_zoo import resolve_config_file, resolve_weights
 
 
@@ -26,6 +26,31 @@ def load_teacher_cfg(cfg: CfgNode) -> CfgNode:
     teacher.MODEL.DEVICE = cfg.MODEL.DEVICE
     teacher.freeze()
     return teacher
+
+
+def own_settings(cfg: CfgNode) -> dict:
+    """Dotted key -> value, of all that is not as by default and shapes a detector and its input.
+
+    So that keys which a later version adds change nothing.
+    """
+    from kd_d2.config import get_kd_cfg
+
+    default = get_kd_cfg()
+    values, usual = ({key: _value(c, key) for key in flat_keys(c)} for c in (cfg, default))
+    skipped = ("MODEL.DEVICE", "MODEL.WEIGHTS")
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in skipped
+        and key.startswith(("MODEL.", "INPUT.FORMAT"))
+        and (key not in usual or usual[key] != value)
+    }
+
+
+def _value(node: CfgNode, key: str):
+    for part in key.split("."):
+        node = node[part]
+    return node
 
 
 def teacher_weights(cfg: CfgNode) -> str:

@@ -21,6 +21,7 @@ from kd_d2.config.rules import (
     truth,
     whole,
 )
+from kd_d2.modeling.heads import HEAD_VALUES
 
 __all__ = ["VALUES"]
 
@@ -39,6 +40,8 @@ _BOX_LOSSES = one_of("smooth_l1", "giou", "diou", "ciou")
 # '': a mask or keypoint head without a pooler of its own
 _POOLERS = one_of("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated", "")
 _NOT_NEGATIVE = number(least=0)
+_POINT = list_of(_NOT_NEGATIVE, "a share and a factor", lengths=(2,))
+_HEAD_WEIGHT = Rule(lambda x: _NOT_NEGATIVE.fits(x) or list_of(_POINT, "", empty=False).fits(x), "")
 _STUDENT_S = "the student's"
 
 _LEARNING = {
@@ -56,12 +59,11 @@ _DENSE = {
     "NUM_CONVS": whole(0),
     "NORM": norm,
     "PRIOR_PROB": number(above=0, below=1),
-    "FOCAL_LOSS_ALPHA": number(),
-    "FOCAL_LOSS_GAMMA": _NOT_NEGATIVE,
     "TOPK_CANDIDATES_TEST": whole(1),
     "SCORE_THRESH_TEST": number(),
     "NMS_THRESH_TEST": _NOT_NEGATIVE,
 }
+_FOCAL = {"FOCAL_LOSS_ALPHA": number(), "FOCAL_LOSS_GAMMA": _NOT_NEGATIVE}
 _POOLED = {
     "POOLER_RESOLUTION": whole(1),
     "POOLER_SAMPLING_RATIO": whole(0),
@@ -136,7 +138,7 @@ VALUES: dict[str, dict[str, Rule]] = {
         "TYPE": one_of("relative_range", "relative", "absolute", "absolute_range"),
         "SIZE": list_of(number(above=0), "two numbers above 0", lengths=(2,)),
     },
-    "TEST": {"EVAL_PERIOD": whole(), "DETECTIONS_PER_IMAGE": whole(-1)},
+    "TEST": {"EVAL_PERIOD": whole(), "DETECTIONS_PER_IMAGE": whole(-1), "CROWD_METRICS": truth},
     "TEST.AUG": {"MIN_SIZES": _SIZES, "MAX_SIZE": whole(1)},
     "TEST.PRECISE_BN": {"NUM_ITER": whole(1)},
     "MODEL": {
@@ -151,6 +153,9 @@ VALUES: dict[str, dict[str, Rule]] = {
         "OUT_CHANNELS": whole(1),
         "NORM": norm,
         "FUSE_TYPE": one_of("sum", "avg"),
+        "TOP_BLOCK_IN_FEATURE": one_of("res5", "p5"),
+        "TOP_BLOCK_RELU": truth,
+        "INIT": one_of("caffe2", "xavier"),
     },
     "MODEL.RESNETS": {
         "OUT_FEATURES": _LEVELS,
@@ -207,6 +212,7 @@ VALUES: dict[str, dict[str, Rule]] = {
     "MODEL.ROI_KEYPOINT_HEAD": _POOLED,
     "MODEL.RETINANET": {
         **_DENSE,
+        **_FOCAL,
         "IOU_THRESHOLDS": list_of(number(), "numbers"),
         "BBOX_REG_WEIGHTS": list_of(number(above=0), "numbers above 0", lengths=(4, 5)),
         "SMOOTH_L1_LOSS_BETA": _NOT_NEGATIVE,
@@ -214,13 +220,20 @@ VALUES: dict[str, dict[str, Rule]] = {
     },
     "MODEL.FCOS": {
         **_DENSE,
+        **_FOCAL,
         "CENTERNESS_ON_REG": truth,
         "NORM_REG_TARGETS": truth,
         "CENTER_SAMPLING_RADIUS": _NOT_NEGATIVE,
+        "POINT_OFFSET": number(),
+        "BOX_LOSS": one_of("giou", "iou"),
+        "MIN_CENTERNESS_SUM": number(above=0),
+        "SCORE": one_of("sqrt", "product"),
+        "CANDIDATES_TEST": one_of("pairs", "points"),
         "SIZES_OF_INTEREST": list_of(number(above=0), "numbers above 0, or empty"),
     },
     "MODEL.ATSS": {
         **_DENSE,
+        **_FOCAL,
         "BRANCH": one_of("iou", "centerness"),
         "ANCHOR_SCALE": number(above=0),
         "ANCHOR_OFFSET": number(),
@@ -229,19 +242,53 @@ VALUES: dict[str, dict[str, Rule]] = {
         "BOX_LOSS_WEIGHT": _NOT_NEGATIVE,
         "BRANCH_LOSS_WEIGHT": _NOT_NEGATIVE,
     },
+    "MODEL.GFL": {
+        **_DENSE,
+        "FOCAL_LOSS_GAMMA": _NOT_NEGATIVE,
+        "REG_MAX": whole(1),
+        "ANCHOR_SCALE": number(above=0),
+        "ANCHOR_OFFSET": number(),
+        "TOPK": whole(1),
+        "BOX_LOSS_WEIGHT": _NOT_NEGATIVE,
+        "DFL_LOSS_WEIGHT": _NOT_NEGATIVE,
+    },
+    "MODEL.AUTOASSIGN": {
+        **_DENSE,
+        **{f"{part}_LOSS_WEIGHT": _NOT_NEGATIVE for part in ("BOX", "POS", "NEG", "CENTER")},
+    },
+    "MODEL.DDOD": {
+        **_DENSE,
+        **_FOCAL,
+        "NUM_CONVS": whole(1),
+        "ANCHOR_SCALE": number(above=0),
+        "ANCHOR_OFFSET": number(),
+        "BBOX_REG_WEIGHTS": _WEIGHTS,
+        "TOPK": whole(1),
+        "CLS_EXPONENT": share,
+        "BOX_EXPONENT": share,
+        "BOX_LOSS_WEIGHT": _NOT_NEGATIVE,
+        "IOU_LOSS_WEIGHT": _NOT_NEGATIVE,
+    },
     "MODEL.KD": {
         "ENABLED": truth,
         "STUDENT": text,
         "EVAL_TEACHER": truth,
         "SKIP_UNUSED_CELLS": truth,
+        "HEAD_WEIGHTS": list_of(_HEAD_WEIGHT, "numbers, or of lists of (share, factor)"),
+        "ASSIGN_BY": one_of("student", "teacher"),
+        "INHERIT": list_of(one_of("neck", "head"), "neck, head or both; or empty"),
+        "CHECK_TEACHER": whole(0),
+        "LOG_GRADIENT_SHARES": whole(0),
     },
     "MODEL.KD.TEACHER": {
         "NAME": text,
         "CONFIG_FILE": text,
         "WEIGHTS": text,
         "ALLOW_PARTIAL_WEIGHTS": truth,
+        "CHANNELS_LAST": truth,
+        "COMPILE": truth,
         "CLASSES": list_of(text, "class names"),
         "REQUIRE_SAME_CLASSES": truth,
     },
-    "MODEL.KD.PKD": {"WEIGHT": _NOT_NEGATIVE, "ADAPTER": truth},
+    **HEAD_VALUES,
 }

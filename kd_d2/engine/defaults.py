@@ -16,6 +16,7 @@ from detectron2.utils import comm
 
 from kd_d2.config import get_kd_cfg
 from kd_d2.config.files import fitting, flat_keys, merge_config_file, unknown_key
+from kd_d2.config.student import wrap_student
 from kd_d2.registry import UnknownNameError
 
 __all__ = ["choose_device", "load_config", "user_errors"]
@@ -32,7 +33,8 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
 
     Returns:
         The config, not frozen. Exported weights that were moved together with their config are
-        found beside it; weights that the overrides name are where these say, or nowhere.
+        found beside it; weights that the overrides name are where these say, or nowhere. Heads in
+        the config of a plain detector make it that of a distiller, see :func:`wrap_student`.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -45,6 +47,7 @@ def load_config(config_file: str, overrides: list[str] | None = None) -> CfgNode
         merge_config_file(cfg, config_file)
         _find_moved_weights(cfg, config_file)
     _merge_overrides(cfg, overrides or [], known, free)
+    wrap_student(cfg)
     return cfg
 
 

@@ -15,7 +15,9 @@ from kd_d2.config.check import check_config
 from kd_d2.config.student import is_distiller, student_config
 from kd_d2.data.mappers import RobustDatasetMapper
 from kd_d2.data.requirements import check_datasets, check_num_classes
+from kd_d2.modeling.inheritance import inherit
 from kd_d2.modeling.phases import phase_length
+from kd_d2.modeling.teachers import FrozenTeacher
 
 from . import data_loader, evaluation, lr_schedule, optimizer
 from .evaluation_models import unwrap_model
@@ -23,6 +25,8 @@ from .export import export_student
 from .loss_state import LossNormalizers
 from .phases_hook import FreezeBackbonePhase
 from .seeding import StepSeed
+from .teacher_check import check_teacher
+from .teacher_identity import TeacherIdentity
 from .train_loop import TrainLoop, amp_dtype
 from .vis_hook import DistillationPictures
 
@@ -75,7 +79,11 @@ class DistillationTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = TrainLoop(self.wrap_model(model), loader, optimizer, amp_dtype(cfg))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = KDCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        checkpointables = {"trainer": weakref.proxy(self)}
+        if isinstance(getattr(model, "teacher", None), FrozenTeacher):
+            check_teacher(model, loader, cfg.MODEL.KD.CHECK_TEACHER)
+            checkpointables["teacher"] = TeacherIdentity(model.teacher)
+        self.checkpointer = KDCheckpointer(model, cfg.OUTPUT_DIR, **checkpointables)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -100,7 +108,13 @@ class DistillationTrainer(DefaultTrainer):
                     self.max_iter,
                     self.start_iter,
                 )
-        elif not resume and self.checkpointer.earlier_checkpoints():
+            order = getattr(self.data_loader, "batch_sampler", None)
+            if isinstance(order, data_loader.BatchOrder):
+                order.start = self.start_iter
+            return
+        if self.cfg.MODEL.KD.INHERIT:
+            self._inherit()
+        if not resume and self.checkpointer.earlier_checkpoints():
             logger.warning(
                 "'%s' has checkpoints of an earlier run, which this run will replace as it goes; "
                 "stop it and pass --resume to continue that run, or choose another OUTPUT_DIR.",
@@ -112,9 +126,12 @@ class DistillationTrainer(DefaultTrainer):
                 self.cfg.OUTPUT_DIR,
                 self.cfg.MODEL.WEIGHTS or "random weights (MODEL.WEIGHTS is empty)",
             )
-        order = getattr(self.data_loader, "batch_sampler", None)
-        if isinstance(order, data_loader.BatchOrder):
-            order.start = self.start_iter
+
+    def _inherit(self) -> None:
+        """Gives the student its teacher's parts, over whatever MODEL.WEIGHTS had for them."""
+        model = unwrap_model(self._trainer.model)
+        if is_distiller(self.cfg) and self.cfg.MODEL.KD.ENABLED:
+            inherit(model.student, model.teacher.detector, self.cfg.MODEL.KD.INHERIT)
 
     def check_state_dict(self, state_dict: dict) -> None:
         """What the checkpointer asks before it loads anything; see ``TrainLoop``."""

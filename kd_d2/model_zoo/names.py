@@ -4,7 +4,7 @@ import difflib
 import importlib.resources
 from pathlib import Path
 
-from kd_d2.model_zoo.table import check_weights_name
+from kd_d2.model_zoo.table import PREFIX, ZooError, check_weights_name, find
 
 _HERE = Path(__file__).resolve().parent
 _ENDINGS = (".yaml", ".yml")
@@ -35,14 +35,20 @@ def resolve_config_file(name: str) -> str:
     Args:
         name: the path of a file; or a name in kd_d2's ``configs`` such as "LGD/fcos_x101.yaml"; or
             a name in Detectron2's zoo such as "COCO-Detection/retinanet_R_50_FPN_1x", where
-            ".yaml" may be left out.
+            ".yaml" may be left out; or "kd_d2://" and the name of weights, for their config.
 
     Returns:
         the path of the existing file; the first of these that there is.
 
     Raises:
         FileNotFoundError: names the nearest configs there are.
+        ZooError: for a "kd_d2://" name that is not in the table, or is no detector.
     """
+    if name.startswith(PREFIX):
+        entry = find(name)
+        if entry.config is None or entry.kind == "backbone":
+            raise ZooError(f"{name} is a {entry.kind}, and a detector is needed here.")
+        return resolve_config_file(entry.config)
     if not name:
         raise FileNotFoundError("The name of a config is empty: give a path or a model-zoo name.")
     candidates = [Path(name), Path(_with_ending(name))]
@@ -90,7 +96,8 @@ def resolve_weights(weights: str, config_name: str = "") -> str:
     Args:
         weights: a URL, a "detectron2://" or "kd_d2://" address, the path of a file, or "" for those
             that Detectron2 published for ``config_name``.
-        config_name: the config they belong to: a path or a model-zoo name.
+        config_name: the config they belong to: a path, a model-zoo name or a "kd_d2://" name, which
+            is their own, too.
 
     Returns:
         a URL, an address or a path for a checkpointer; "" if none are given and none published.
@@ -99,6 +106,8 @@ def resolve_weights(weights: str, config_name: str = "") -> str:
         FileNotFoundError: for a file that does not exist.
         ZooError: for a "kd_d2://" name that is not in the table, or that is of no use as it is.
     """
+    if not weights and config_name.startswith(PREFIX):
+        weights = config_name
     if not weights:
         return _published_weights(config_name)
     if "://" in weights:

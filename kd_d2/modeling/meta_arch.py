@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from kd_d2.config.student import student_config
 from kd_d2.modeling.distill_heads import DistillHead, build_distill_head
+from kd_d2.modeling.gradient_share import log_gradient_shares
+from kd_d2.modeling.head_weights import HeadWeight
 from kd_d2.modeling.norm_statistics import SecondNormStatistics
-from kd_d2.modeling.stages import build_stages
+from kd_d2.modeling.phases import current_iteration
+from kd_d2.modeling.stages import DetectorStages, build_stages
 from kd_d2.modeling.teachers import build_teacher
 from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
 
@@ -33,6 +36,9 @@ class Distiller(nn.Module):
         student: nn.Module,
         teacher: nn.Module | None = None,
         heads: Mapping[str, DistillHead] | None = None,
+        head_weights: Mapping[str, HeadWeight] | None = None,
+        assign_by_teacher: bool = False,
+        num_gradient_shares: int = 0,
         skip_unused_cells: bool = True,
     ):
         """
@@ -40,6 +46,9 @@ class Distiller(nn.Module):
             student: a detector of a known family (see :func:`build_stages`).
             teacher: see ``TEACHER_REGISTRY``; None trains the student plainly.
             heads: name -> head.
+            head_weights: name -> factor of the head's losses; 1 for a head that is not in it.
+            assign_by_teacher: the teacher's predictions decide what the student's learn.
+            num_gradient_shares: log the losses' shares in the gradient in so many iterations.
             skip_unused_cells: see MODEL.KD.SKIP_UNUSED_CELLS.
         """
         super().__init__()
@@ -48,6 +57,9 @@ class Distiller(nn.Module):
         self.heads = nn.ModuleDict(heads)
         self.stages = build_stages(student)
         self.stages.may_skip_cells = skip_unused_cells
+        self.head_weights = dict(head_weights or {})
+        self.assign_by_teacher = assign_by_teacher
+        self.num_gradient_shares = num_gradient_shares
         self._student_request = ViewRequest(Stage.LOSSES)
         teacher_request = ViewRequest()
         for head in self.heads.values():
@@ -58,8 +70,14 @@ class Distiller(nn.Module):
             for head in self.heads.values()
             for request in (head.student_request, head.teacher_request)
         )
+        if assign_by_teacher:
+            teacher_request |= ViewRequest(Stage.PREDICTIONS)
         if teacher is not None:
             teacher.request = teacher_request
+        for name, head in self.heads.items():
+            self.stages.check_request(head.student_request, name)
+            if isinstance(getattr(teacher, "stages", None), DetectorStages):
+                teacher.stages.check_request(head.teacher_request, name)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -72,15 +90,20 @@ class Distiller(nn.Module):
             return {"student": student}
         stages = build_stages(student)
         teacher = build_teacher(cfg, stages)
+        kd = cfg.MODEL.KD
         heads = {
             name: build_distill_head(name, cfg, stages.feature_shapes, teacher.feature_shapes)
-            for name in cfg.MODEL.KD.HEADS
+            for name in kd.HEADS
         }
+        weights = zip(kd.HEADS, kd.HEAD_WEIGHTS or [1.0] * len(heads), strict=True)
         return {
             "student": student,
             "teacher": teacher,
             "heads": heads,
-            "skip_unused_cells": cfg.MODEL.KD.SKIP_UNUSED_CELLS,
+            "head_weights": {name: HeadWeight(w, cfg.SOLVER.MAX_ITER) for name, w in weights},
+            "assign_by_teacher": kd.ASSIGN_BY == "teacher",
+            "num_gradient_shares": kd.LOG_GRADIENT_SHARES,
+            "skip_unused_cells": kd.SKIP_UNUSED_CELLS,
         }
 
     @property
@@ -103,16 +126,32 @@ class Distiller(nn.Module):
                     "training needs them: DATASETS.TRAIN must name data sets with annotations."
                 )
         gt = [x["instances"].to(self.device) for x in batched_inputs]
+        student, teacher = self.both_views(batched_inputs, gt)
+        own = _united(student.losses, teacher.losses)
+        distillation = _united(*self._compare(student, teacher, gt))
+        if distillation and current_iteration() < self.num_gradient_shares:
+            log_gradient_shares(own, distillation, list(student.features.values()))
+        return _united(own, distillation)
+
+    def both_views(
+        self, batched_inputs: list[dict], gt: list[Instances]
+    ) -> tuple[DetectorView, DetectorView]:
+        """The student's view of a training batch, and the teacher's."""
         student = self.stages.run(batched_inputs, self._student_request, gt, self._only_losses)
-        teacher = self.teach(batched_inputs, gt, student)
-        parts = [student.losses, teacher.losses]
-        parts += [head(student, teacher, gt) for head in self.heads.values()]
-        losses = {name: loss for part in parts for name, loss in part.items()}
-        if len(losses) < sum(map(len, parts)):
-            raise ValueError(
-                f"Two parts of the distiller return a loss of the same name: {[*map(list, parts)]}."
-            )
-        return losses
+        return student, self.teach(batched_inputs, gt, student)
+
+    def _compare(self, student: DetectorView, teacher: DetectorView, gt: list[Instances]):
+        """The losses of each head, times its factor."""
+        iteration = current_iteration()
+        for name, head in self.heads.items():
+            losses = head(student, teacher, gt)
+            weight = self.head_weights.get(name)
+            if weight is not None:
+                factor = weight(iteration)
+                if not weight.is_constant and has_event_storage():
+                    get_event_storage().put_scalar(f"weight/{name}", factor, smoothing_hint=False)
+                losses = {key: factor * loss for key, loss in losses.items()}
+            yield losses
 
     def teach(
         self, batched_inputs: list[dict], gt: list[Instances], student: DetectorView
@@ -136,14 +175,39 @@ class Distiller(nn.Module):
         raise NotImplementedError
 
 
+def _united(*parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One dict of losses.
+
+    Raises:
+        ValueError: a loss of one part would overwrite that of another.
+    """
+    parts = [dict(part) for part in parts]
+    losses = {name: loss for part in parts for name, loss in part.items()}
+    if len(losses) < sum(map(len, parts)):
+        raise ValueError(
+            f"Two parts of the distiller return a loss of the same name: {[*map(list, parts)]}."
+        )
+    return losses
+
+
 @META_ARCH_REGISTRY.register()
 class FrozenTeacherDistiller(Distiller):
     """A trained detector teaches the student; only the heads compare the two."""
+
+    def both_views(self, batched_inputs, gt):
+        if not self.assign_by_teacher:
+            return super().both_views(batched_inputs, gt)
+        teacher = self.teach(batched_inputs, gt, None)
+        student = self.stages.run(
+            batched_inputs, self._student_request, gt, self._only_losses, teacher.predictions
+        )
+        return student, teacher
 
     def teach(self, batched_inputs, gt, student):
         view = super().teach(batched_inputs, gt, student)
         # Knowledge for the heads, if one asked for them, and nothing to be minimised.
         view.losses = {}
+        view.stages = getattr(self.teacher, "stages", None)
         return view
 
     def teacher_inference(self, batched_inputs: list[dict]) -> list[dict]:

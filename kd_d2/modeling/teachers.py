@@ -1,6 +1,8 @@
 """Teachers: what turns a batch, its ground truth and the student's view into knowledge."""
 
+import hashlib
 import logging
+from dataclasses import replace
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -41,30 +43,51 @@ class FrozenTeacher(nn.Module):
     """
 
     @configurable
-    def __init__(self, *, detector: nn.Module, flip_channels: bool = False):
+    def __init__(
+        self,
+        *,
+        detector: nn.Module,
+        flip_channels: bool = False,
+        classes: list[int] | None = None,
+        config: str = "",
+        channels_last: bool = False,
+        compile_backbone: bool = False,
+    ):
         """
         Args:
             detector: a trained detector of a known family.
             flip_channels: the student's images are RGB where the teacher wants BGR, or vice versa.
+            classes: the teacher's number of each of the student's classes; None: not known.
+            config: its config as text, part of its identity.
+            channels_last: keep convolutions in channels-last memory.
+            compile_backbone: with ``torch.compile``.
         """
         super().__init__()
         self._frozen = Frozen(detector)
         self.stages = build_stages(detector)
         self.feature_shapes = self.stages.feature_shapes
         self.flip_channels = flip_channels
+        self.classes = classes
+        self.config = config
         self.request = ViewRequest()
+        if channels_last:
+            detector.to(memory_format=torch.channels_last)
+        if compile_backbone:
+            detector.backbone.compile(dynamic=True)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, student: DetectorStages) -> dict:
-        from kd_d2.config.teacher import load_teacher_cfg, teacher_weights
+        from kd_d2.config.frozen_teacher import teacher_class_map
+        from kd_d2.config.teacher import load_teacher_cfg, own_settings, teacher_weights
 
+        node = cfg.MODEL.KD.TEACHER
         teacher_cfg = load_teacher_cfg(cfg)
         detector = META_ARCH_REGISTRY.get(teacher_cfg.MODEL.META_ARCHITECTURE)(teacher_cfg)
         detector.to(torch.device(cfg.MODEL.DEVICE))
         report = load_detector_weights(
             detector,
             teacher_weights(cfg),
-            allow_partial=cfg.MODEL.KD.TEACHER.ALLOW_PARTIAL_WEIGHTS,
+            allow_partial=node.ALLOW_PARTIAL_WEIGHTS,
         )
         logger.info(f"Frozen teacher {type(detector).__name__}: {report}")
         formats = {cfg.INPUT.FORMAT, teacher_cfg.INPUT.FORMAT}
@@ -73,7 +96,14 @@ class FrozenTeacher(nn.Module):
                 f"Student images are {cfg.INPUT.FORMAT} and the teacher wants "
                 f"{teacher_cfg.INPUT.FORMAT}: the INPUT.FORMATs must be equal, or RGB and BGR."
             )
-        return {"detector": detector, "flip_channels": len(formats) == 2}
+        return {
+            "detector": detector,
+            "flip_channels": len(formats) == 2,
+            "classes": teacher_class_map(cfg, teacher_cfg),
+            "config": repr(sorted(own_settings(teacher_cfg).items())),
+            "channels_last": node.CHANNELS_LAST,
+            "compile_backbone": node.COMPILE,
+        }
 
     @property
     def detector(self) -> nn.Module:
@@ -94,10 +124,27 @@ class FrozenTeacher(nn.Module):
     def forward(
         self, batched_inputs: list[dict], gt: list[Instances], student: DetectorView | None = None
     ) -> DetectorView:
-        """The teacher's view of the batch; ``student`` is not looked at."""
-        return self.stages.run(self._inputs(batched_inputs), self.request, gt)
+        """The teacher's view of the batch; ``student`` is not looked at.
+
+        The classes of its ``decoded`` logits are the student's.
+        """
+        view = self.stages.run(self._inputs(batched_inputs), self.request, gt)
+        if view.decoded is not None and self.classes is not None:
+            logits = view.decoded.logits
+            if self.classes != list(range(logits.shape[-1])):
+                view.decoded = replace(view.decoded, logits=logits[..., self.classes])
+        return view
 
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """The teacher's own detections."""
         return self.detector(self._inputs(batched_inputs))
+
+    def identity(self) -> dict[str, str]:
+        """Hashes of its config and of its weights: what a resumed run must find again."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.detector.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        config = hashlib.sha256(self.config.encode()).hexdigest()
+        return {"config": config, "weights": digest.hexdigest()}

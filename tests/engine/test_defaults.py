@@ -6,8 +6,12 @@ import pytest
 import torch
 from detectron2 import model_zoo
 
+from kd_d2.config.check import check_config
+from kd_d2.config.rules import ConfigError
 from kd_d2.engine import choose_device, load_config, user_errors
 from kd_d2.registry import UnknownNameError
+
+ZOO = "COCO-Detection/retinanet_R_101_FPN_3x.yaml"
 
 
 @pytest.fixture
@@ -21,17 +25,36 @@ def config(tmp_path):
 
 def test_file_and_overrides(config):
     path = config("MODEL:\n  META_ARCHITECTURE: RetinaNet\nVERSION: 2\n")
-    cfg = load_config(path, ["SOLVER.BASE_LR", "1e-3", "MODEL.KD.HEADS", "['PKD']"])
+    cfg = load_config(path, ["SOLVER.BASE_LR", "1e-3", "MODEL.KD.INHERIT", "['neck']"])
     assert cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
-    assert cfg.SOLVER.BASE_LR == 1e-3 and cfg.MODEL.KD.HEADS == ["PKD"]
+    assert cfg.SOLVER.BASE_LR == 1e-3 and cfg.MODEL.KD.INHERIT == ["neck"]
     assert not cfg.is_frozen()
+
+
+def test_heads_and_a_teacher_are_all_that_a_detector_needs(config):
+    path = model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    with pytest.raises(ConfigError, match="MODEL.KD.TEACHER.CONFIG_FILE is empty"):
+        check_config(load_config(path, ["MODEL.KD.HEADS", "['PKD']"]))
+    cfg = load_config(path, ["MODEL.KD.HEADS", "['PKD']", "MODEL.KD.TEACHER.CONFIG_FILE", ZOO])
+    check_config(cfg)
+    assert cfg.MODEL.META_ARCHITECTURE == "FrozenTeacherDistiller"
+    assert (cfg.MODEL.KD.STUDENT, cfg.MODEL.KD.TEACHER.NAME) == ("RetinaNet", "Frozen")
+    lgd = ["MODEL.KD.HEADS", "['InstructiveFeatures']", "MODEL.KD.TEACHER.NAME", "LabelEncoder"]
+    assert load_config(path, lgd).MODEL.META_ARCHITECTURE == "LabelGuidedDistiller"
+
+
+def test_a_meta_architecture_that_was_set_back_stays(config):
+    kd = "{STUDENT: RetinaNet, HEADS: [PKD], TEACHER: {NAME: Frozen}}"
+    path = config(f"MODEL:\n  META_ARCHITECTURE: FrozenTeacherDistiller\n  KD: {kd}\nVERSION: 2\n")
+    cfg = load_config(path, ["MODEL.META_ARCHITECTURE", "RetinaNet"])
+    assert cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
 
 
 @pytest.mark.parametrize(
     "overrides, words",
     [
         (["SOLVER.BASE_LEARNING", "1"], "SOLVER.BASE_LEARNING: did you mean SOLVER.BASE_LR"),
-        (["SOLVER.NUM_CLASSES", "1"], "RETINANET.NUM_CLASSES"),
+        (["SOLVER.NUM_CLASSES", "1"], r"MODEL\.\w+\.NUM_CLASSES"),
         (["SOLVER.BASE_LR"], "SOLVER.BASE_LR has no value"),
         (["SOLVER.BASE_LR=1"], "with a space"),
         (["--resume", "x"], "--resume must come before"),

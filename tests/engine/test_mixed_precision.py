@@ -72,6 +72,31 @@ def test_a_step_in_half_precision(arch, dtype, device, lgd_cfg, build, random_ba
         assert any(not torch.equal(parameters[n], before[n]) for n in mine), part
 
 
+@pytest.mark.parametrize("arch", ["FCOS", "ATSS", "GFL", "AutoAssign", "DDOD"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_with_a_frozen_teacher(arch, dtype, device, frozen_cfg, build, random_batch):
+    cfg = frozen_cfg(arch, arch)
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.KD.HEADS = ["PGD"]
+    cfg.MODEL.KD.ASSIGN_BY = "teacher" if arch == "DDOD" else "student"
+    cfg.SOLVER.BASE_LR = 1e-6
+    model = build(cfg).to(device).train()
+    seen = []
+    model.teacher.detector.head.cls_score.register_forward_hook(lambda m, x, y: seen.append(y))
+    before = model.student.head.cls_score.weight.detach().clone()
+    loop = TrainLoop(model, [random_batch()], build_optimizer(cfg, model), dtype)
+    if loop.grad_scaler is not None:
+        loop.grad_scaler.load_state_dict({**loop.grad_scaler.state_dict(), "scale": 8.0})
+    with EventStorage() as storage:
+        loop.iter = 0
+        loop.run_step()
+        losses = storage.latest()
+    assert {y.dtype for y in seen} == {dtype}  # the teacher runs in it, too
+    assert sum(name.startswith("loss_pgd") for name in losses) == 10
+    assert not torch.equal(model.student.head.cls_score.weight, before)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
 def test_an_overflow_skips_both_optimisers_and_halves_the_scale(
     device, lgd_cfg, build, random_batch
 ):

@@ -5,69 +5,20 @@ One launch runs all scenarios, because starting two interpreters is what costs t
 
 import pytest
 import torch
-from detectron2.engine.train_loop import TrainerBase
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
+from two_processes import (
+    STEPS,
+    assert_equal_weights,
+    assert_two_are_one,
+    in_two_processes,
+    run_scenarios,
+)
 
-from kd_d2 import get_kd_cfg
-from kd_d2.engine import DistillationTrainer, TrainLoop, build_optimizer
-from kd_d2.engine.launch import LaunchError, _launch_on_cpu, launch
-from kd_d2.engine.phases_hook import FreezeBackbonePhase
-
-STEPS = 3
-
-
-class Trainer(TrainerBase):
-    """One fixed batch; the parts of DistillationTrainer that processes have a say in."""
-
-    wrap_model = staticmethod(DistillationTrainer.wrap_model)
-
-    def __init__(self, cfg, model, batch):
-        super().__init__()
-        optimizer = build_optimizer(cfg, model)
-        self._trainer = TrainLoop(self.wrap_model(model), [batch] * STEPS, optimizer)
-        self.losses = []
-
-    @property
-    def model(self):
-        return self._trainer.model
-
-    def run_step(self):
-        self._trainer.iter = self.iter
-        self._trainer.run_step()
-        latest = self.storage.latest()
-        self.losses.append({k: v for k, (v, _) in latest.items() if "loss" in k})
-
-
-def comparable(model):
-    """Makes the student's losses those of one process with all images, and its samplers sure.
-
-    RetinaNet divides by each process's own running count of positives, FCOS counts over all. The
-    ROI heads divide by the number of sampled proposals, which is the same for any image that has
-    enough of them; and whom the samplers draw must not depend on the process.
-    """
-    student = getattr(model, "student", model)
-    if hasattr(student, "_ema_update"):
-        student._ema_update = lambda name, value, initial: 20 / comm.get_world_size()
-    torch.randperm = lambda n, device=None: torch.arange(n, device=device)
-
-
-def run(cfg, batch, freeze=0):
-    """Trains for some steps; returns the losses of each and the final weights."""
-    from detectron2.modeling import META_ARCH_REGISTRY
-
-    torch.manual_seed(0)
-    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-    trainer = Trainer(cfg, model, batch)
-    trainer.register_hooks([FreezeBackbonePhase(freeze)])
-    randperm = torch.randperm
-    try:
-        comparable(model)
-        trainer.train(0, STEPS)
-    finally:
-        torch.randperm = randperm
-    return trainer.losses, model.state_dict()
+from kd_d2.engine import DistillationTrainer, TrainLoop
+from kd_d2.engine.launch import LaunchError, launch
 
 
 class Spoiled(nn.Module):
@@ -97,14 +48,9 @@ def message_of_a_bad_loss():
 
 def worker(scenarios, output):
     """What each of the two processes does."""
-    get_kd_cfg()  # registers the projects, as reading a config does in every real process
-    rank = comm.get_rank()
-    assert comm.get_world_size() == comm.get_local_size() == 2
-    results = {}
-    for name, (cfg, batch, freeze) in scenarios.items():
-        results[name] = run(cfg, batch[rank : rank + 1], freeze)
+    results = run_scenarios(scenarios)
     results["bad"] = message_of_a_bad_loss()
-    torch.save(results, f"{output}/rank{rank}.pth")
+    torch.save(results, f"{output}/rank{comm.get_rank()}.pth")
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +80,7 @@ def scenarios():
 
 @pytest.fixture(scope="module")
 def ranks(scenarios, tmp_path_factory):
-    output = tmp_path_factory.mktemp("ranks")
-    _launch_on_cpu(worker, 2, 1, 0, None, (scenarios, str(output)))
-    return [torch.load(output / f"rank{r}.pth", weights_only=False) for r in range(2)]
+    return in_two_processes(worker, scenarios, tmp_path_factory.mktemp("ranks"))
 
 
 NAMES = [
@@ -148,25 +92,13 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_are_one_with_the_same_batch(name, scenarios, ranks):
-    cfg, batch, freeze = scenarios[name]
-    losses, weights = run(cfg, batch, freeze)
-    two_losses, two_weights = ranks[0][name]
-    assert len(losses) == len(two_losses) == STEPS
-    for step, (one, two) in enumerate(zip(losses, two_losses, strict=True)):
-        assert one.keys() == two.keys() and len(one) >= 5
-        for key in one:
-            assert two[key] == pytest.approx(one[key], rel=2e-4, abs=1e-6), (step, key)
-    for key, value in weights.items():
-        if key.endswith("num_batches_tracked") or not value.is_floating_point():
-            continue
-        assert torch.allclose(two_weights[key], value, rtol=1e-3, atol=1e-5), key
+    assert_two_are_one(scenarios[name], ranks[0][name])
+    assert all(len(losses) >= 5 for losses in ranks[0][name][0])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_ranks_end_with_the_same_weights(name, ranks):
-    first, second = (rank[name][1] for rank in ranks)
-    for key in first:
-        assert torch.equal(first[key], second[key]), key
+    assert_equal_weights([rank[name] for rank in ranks])
 
 
 @pytest.mark.parametrize("arch", ["FCOS", "RetinaNet", "FasterRCNN"])
@@ -180,8 +112,6 @@ def test_the_backbone_rested_and_then_trained(arch, scenarios, ranks):
 
 
 def _untrained(cfg):
-    from detectron2.modeling import META_ARCH_REGISTRY
-
     torch.manual_seed(0)
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     return model, model.state_dict()

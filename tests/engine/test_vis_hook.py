@@ -133,6 +133,7 @@ def test_a_frozen_teacher(tiny_cfg, build, shapes, tmp_path, monkeypatch):
     node.NAME, node.CONFIG_FILE = "Frozen", str(tmp_path / "teacher.yaml")
     node.WEIGHTS = str(tmp_path / "teacher.pth")
     cfg.MODEL.KD.HEADS = ["PKD"]
+    cfg.MODEL.KD.CHECK_TEACHER = 0
     _, pictures = train(run_cfg(cfg, tmp_path, 3), monkeypatch)
     assert [(i, n) for i, n, _ in pictures] == [(2, "distillation/0"), (2, "distillation/1")]
 

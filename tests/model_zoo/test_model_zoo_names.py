@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_d2.model_zoo import names, resolve_config_file, resolve_weights
+from kd_d2.model_zoo import ZooError, names, resolve_config_file, resolve_weights
 
 ZOO_NAME = "COCO-Detection/retinanet_R_101_FPN_3x.yaml"
 ZOO_URL = (
@@ -86,3 +86,16 @@ def test_a_file_must_exist(workplace):
     assert resolve_weights("model.pth") == "model.pth"
     with pytest.raises(FileNotFoundError, match="no weights at 'absent.pth'.*put the checkpoint"):
         resolve_weights("absent.pth", ZOO_NAME)
+
+
+def test_a_name_of_weights_is_that_of_their_config():
+    name = "kd_d2://coco/faster_rcnn_x101_3x"
+    config = resolve_config_file(name)
+    assert config.endswith("COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml")
+    assert resolve_weights("", name) == name
+    with pytest.raises(ZooError, match="r50 is a backbone, and a detector"):
+        resolve_config_file("kd_d2://imagenet/r50")
+    with pytest.raises(ZooError, match="no kd_d2://coco/faster_rcnn_x102_3x.*did you mean coco/"):
+        resolve_config_file("kd_d2://coco/faster_rcnn_x102_3x")
+    with pytest.raises(ZooError, match="convert_checkpoint.py"):
+        resolve_weights("", "kd_d2://lgd/fcos_r50")

@@ -9,37 +9,6 @@ import yaml
 
 from kd_d2.modeling import FrozenTeacher, Stage, ViewRequest
 
-
-@pytest.fixture
-def teacher_files(tmp_path, tiny_cfg, build):
-    """Config and weights of a trained detector; returns a function arch -> (yaml, pth)."""
-
-    def write(arch="RetinaNet", **kwargs):
-        cfg = tiny_cfg(arch, **kwargs)
-        config, weights = tmp_path / f"{arch}.yaml", tmp_path / f"{arch}.pth"
-        config.write_text(cfg.dump())
-        torch.save({"model": build(cfg).state_dict()}, weights)
-        return str(config), str(weights)
-
-    return write
-
-
-@pytest.fixture
-def pkd_cfg(tiny_cfg, teacher_files):
-    def make(student="RetinaNet", teacher="RetinaNet", **kwargs):
-        cfg = tiny_cfg(student)
-        cfg.MODEL.KD.STUDENT = cfg.MODEL.META_ARCHITECTURE
-        cfg.MODEL.META_ARCHITECTURE = "FrozenTeacherDistiller"
-        config, weights = teacher_files(teacher, **kwargs)
-        cfg.MODEL.KD.TEACHER.NAME = "Frozen"
-        cfg.MODEL.KD.TEACHER.CONFIG_FILE = config
-        cfg.MODEL.KD.TEACHER.WEIGHTS = weights
-        cfg.MODEL.KD.HEADS = ["PKD"]
-        return cfg
-
-    return make
-
-
 PAIRS = [
     ("RetinaNet", "RetinaNet"),
     ("RetinaNet", "FasterRCNN"),
@@ -51,8 +20,8 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("student,teacher", PAIRS)
-def test_pkd_step_between_detectors(student, teacher, pkd_cfg, build, random_batch, storage):
-    model = build(pkd_cfg(student, teacher)).train()
+def test_pkd_step_between_detectors(student, teacher, frozen_cfg, build, random_batch, storage):
+    model = build(frozen_cfg(student, teacher)).train()
     before = copy.deepcopy(model.teacher.detector.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     batch = random_batch(masks=student == "MaskRCNN")
@@ -66,35 +35,35 @@ def test_pkd_step_between_detectors(student, teacher, pkd_cfg, build, random_bat
     assert model.student.backbone.fpn_lateral5.weight.grad.abs().sum() > 0
 
 
-def test_the_teacher_is_no_part_of_the_model(pkd_cfg, build):
-    model = build(pkd_cfg())
+def test_the_teacher_is_no_part_of_the_model(frozen_cfg, build):
+    model = build(frozen_cfg())
     assert not any(k.startswith("teacher") for k in model.state_dict())
     assert not list(model.teacher.parameters())
     assert {k.split(".")[0] for k in model.state_dict()} == {"student"}
 
 
-def test_train_does_not_reach_the_teacher(pkd_cfg, build):
-    model = build(pkd_cfg()).train()
+def test_train_does_not_reach_the_teacher(frozen_cfg, build):
+    model = build(frozen_cfg()).train()
     model.teacher.train()
     model.teacher.detector.train()
     assert not any(m.training for m in model.teacher.detector.modules())
 
 
-def test_only_requested_stages_run(pkd_cfg, build, random_batch, storage):
-    model = build(pkd_cfg()).train()
+def test_only_requested_stages_run(frozen_cfg, build, random_batch, storage):
+    model = build(frozen_cfg()).train()
     calls = []
     model.teacher.detector.head.register_forward_hook(lambda *_: calls.append(1))
     model(random_batch())
     assert not calls  # PKD reads features; the teacher's head is not paid for.
 
 
-def test_dtype_and_device_moves_reach_the_teacher(pkd_cfg, build):
-    model = build(pkd_cfg()).double()
+def test_dtype_and_device_moves_reach_the_teacher(frozen_cfg, build):
+    model = build(frozen_cfg()).double()
     assert next(model.teacher.detector.parameters()).dtype == torch.float64
 
 
-def test_student_batch_norms_do_not_differ_with_a_teacher(pkd_cfg, build, random_batch, storage):
-    cfg = pkd_cfg()
+def test_student_batch_norms_do_not_differ_with_a_teacher(frozen_cfg, build, random_batch, storage):
+    cfg = frozen_cfg()
     batch = random_batch()
     with_teacher = build(cfg).train()
     cfg.MODEL.KD.ENABLED = False
@@ -106,8 +75,8 @@ def test_student_batch_norms_do_not_differ_with_a_teacher(pkd_cfg, build, random
         torch.testing.assert_close(losses[name], loss, rtol=1e-5, atol=1e-6)
 
 
-def test_partial_weights_are_refused_unless_allowed(pkd_cfg, build):
-    cfg = pkd_cfg()
+def test_partial_weights_are_refused_unless_allowed(frozen_cfg, build):
+    cfg = frozen_cfg()
     checkpoint = torch.load(cfg.MODEL.KD.TEACHER.WEIGHTS)
     del checkpoint["model"]["head.cls_score.weight"]
     torch.save(checkpoint, cfg.MODEL.KD.TEACHER.WEIGHTS)
@@ -117,15 +86,15 @@ def test_partial_weights_are_refused_unless_allowed(pkd_cfg, build):
     assert isinstance(build(cfg).teacher, FrozenTeacher)
 
 
-def test_building_a_teacher_leaves_the_students_config_alone(pkd_cfg, build):
-    cfg = pkd_cfg("RetinaNet", "FasterRCNN")
+def test_building_a_teacher_leaves_the_students_config_alone(frozen_cfg, build):
+    cfg = frozen_cfg("RetinaNet", "FasterRCNN")
     before = cfg.dump()
     build(cfg)
     assert cfg.dump() == before
 
 
-def test_unequal_channels_are_refused_with_both_shapes(pkd_cfg, build):
-    cfg = pkd_cfg(fpn_channels=64)
+def test_unequal_channels_are_refused_with_both_shapes(frozen_cfg, build):
+    cfg = frozen_cfg(fpn_channels=64)
     with pytest.raises(ValueError, match=r"p3 \(32 channels, stride 8\).*p3 \(64 channels"):
         build(cfg)
     cfg.MODEL.KD.PKD.ADAPTER = True
@@ -134,9 +103,9 @@ def test_unequal_channels_are_refused_with_both_shapes(pkd_cfg, build):
 
 
 def test_rgb_teacher_of_a_bgr_student_sees_flipped_channels(
-    pkd_cfg, build, random_batch, teacher_files
+    frozen_cfg, build, random_batch, teacher_files
 ):
-    cfg = pkd_cfg()
+    cfg = frozen_cfg()
     file = Path(cfg.MODEL.KD.TEACHER.CONFIG_FILE)
     config = yaml.safe_load(file.read_text())
     config["INPUT"]["FORMAT"] = "RGB"
@@ -148,8 +117,8 @@ def test_rgb_teacher_of_a_bgr_student_sees_flipped_channels(
     assert torch.equal(seen, batch[0]["image"].flip(0) - mean)
 
 
-def test_teacher_inference_is_the_detectors_own(pkd_cfg, build, random_batch):
-    cfg = pkd_cfg()
+def test_teacher_inference_is_the_detectors_own(frozen_cfg, build, random_batch):
+    cfg = frozen_cfg()
     model = build(cfg).eval()
     batch = random_batch()
     with torch.no_grad():
@@ -158,10 +127,50 @@ def test_teacher_inference_is_the_detectors_own(pkd_cfg, build, random_batch):
     assert torch.equal(own.scores, ours.scores)
 
 
-def test_knowledge_carries_no_gradient(pkd_cfg, build, random_batch):
-    teacher = build(pkd_cfg()).teacher
+def test_knowledge_carries_no_gradient(frozen_cfg, build, random_batch):
+    teacher = build(frozen_cfg()).teacher
     teacher.request = ViewRequest(Stage.PREDICTIONS)
     view = teacher(random_batch(), None)
     logits, deltas = view.predictions
     assert not any(x.requires_grad for x in [*logits, *deltas, *view.features.values()])
     assert not view.features["p3"].is_inference()
+
+
+def test_channels_last_changes_the_memory_and_not_the_losses(
+    frozen_cfg, build, random_batch, storage
+):
+    cfg, batch = frozen_cfg(), random_batch()
+
+    def loss_and_weight(channels_last):
+        cfg.MODEL.KD.TEACHER.CHANNELS_LAST = channels_last
+        torch.manual_seed(0)
+        model = build(cfg).train()
+        weight = model.teacher.detector.backbone.fpn_output3.weight
+        return model(batch)["loss_pkd"], weight.is_contiguous(memory_format=torch.channels_last)
+
+    (usual, is_last), (moved, moved_is_last) = loss_and_weight(False), loss_and_weight(True)
+    assert (is_last, moved_is_last) == (False, True)
+    torch.testing.assert_close(moved, usual)
+
+
+def test_compile_is_for_the_teachers_backbone(frozen_cfg, build, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
+    cfg = frozen_cfg()
+    build(cfg)
+    assert not compiled
+    cfg.MODEL.KD.TEACHER.COMPILE = True
+    model = build(cfg)
+    assert compiled == [model.teacher.detector.backbone]
+
+
+def test_decoded_logits_are_in_the_students_order_of_classes(
+    frozen_cfg, build, random_batch, storage
+):
+    teacher = build(frozen_cfg("FCOS", "FCOS")).teacher
+    teacher.request = ViewRequest(Stage.PREDICTIONS, decoded=True)
+    own = teacher(random_batch(), None).decoded
+    teacher.classes = [2, 0]
+    ours = teacher(random_batch(), None).decoded
+    assert torch.equal(ours.logits, own.logits[..., [2, 0]])
+    assert torch.equal(ours.boxes, own.boxes)

@@ -1,0 +1,73 @@
+"""A student that begins with its teacher's neck and head."""
+
+import pytest
+import torch
+from tiny_models import build, tiny_cfg
+
+from kd_d2.modeling.inheritance import inherit, part_of
+
+
+def pair(student="FCOS", teacher="FCOS", fpn_channels=32):
+    torch.manual_seed(0)
+    return build(tiny_cfg(student)), build(tiny_cfg(teacher, fpn_channels=fpn_channels))
+
+
+def equal_parts(student, teacher):
+    theirs = teacher.state_dict()
+    return {
+        name
+        for name, value in student.state_dict().items()
+        if name in theirs and torch.equal(value, theirs[name])
+    }
+
+
+@pytest.mark.parametrize("parts", [["neck"], ["head"], ["neck", "head"]])
+def test_exactly_the_parts_are_copied(parts):
+    student, teacher = pair()
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    copied = inherit(student, teacher, parts)
+    trained = dict(student.named_parameters())
+    assert set(copied) == {name for name in trained if part_of(name) in parts}
+    assert set(copied) <= equal_parts(student, teacher)
+    for name, value in student.state_dict().items():
+        if name not in copied:
+            assert torch.equal(value, before[name])
+
+
+def test_the_copy_is_the_students_own():
+    student, teacher = pair()
+    inherit(student, teacher, ["head"])
+    with torch.no_grad():
+        student.head.cls_score.weight.zero_()
+    assert teacher.head.cls_score.weight.abs().sum() > 0
+
+
+def test_what_does_not_fit_stays_and_is_named(caplog):
+    student, teacher = pair("ATSS", "FCOS")
+    with caplog.at_level("INFO"):
+        copied = inherit(student, teacher, ["head"])
+    assert "head.cls_score.weight" in copied and "head.quality.weight" not in copied
+    assert "head.quality.weight" in caplog.text
+    with pytest.raises(ValueError, match="nothing of these parts"):
+        inherit(*pair(fpn_channels=64), ["neck"])
+
+
+def test_counters_are_not_inherited():
+    student, teacher = pair("DDOD", "DDOD")
+    counts = {"cls_positives", "box_positives"}
+    for name in counts:
+        teacher.get_buffer(name).fill_(5)
+    assert not counts & set(inherit(student, teacher, ["head"]))
+    assert not any(student.get_buffer(name).any() for name in counts)
+
+
+def test_statistics_of_norms_are_inherited():
+    cfg = tiny_cfg("FCOS")
+    cfg.MODEL.FCOS.NORM = "BN"
+    student, teacher = build(cfg), build(cfg)
+    statistics = [n for n, _ in teacher.named_buffers() if n.startswith("head") and "running" in n]
+    for name in statistics:
+        teacher.get_buffer(name).fill_(3.0)
+    copied = inherit(student, teacher, ["head"])
+    assert statistics and set(statistics) <= set(copied)
+    assert all((student.get_buffer(name) == 3).all() for name in statistics)
