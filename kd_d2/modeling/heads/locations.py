@@ -1,0 +1,114 @@
+"""What the prediction-imitation heads share: which locations meet, and how many count.
+
+Shapes: N images, A locations of all levels together, K classes.
+"""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from torch import Tensor
+
+from kd_d2.modeling.dense_predictions import DensePredictions
+from kd_d2.modeling.distill_heads import DistillHead, describe_shapes
+from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
+
+
+class PredictionImitation(DistillHead):
+    """Base of the heads that compare what two dense detectors predict.
+
+    An R-CNN has no locations, and its proposals are not those of its teacher.
+    """
+
+    student_request = ViewRequest(Stage.ASSIGNMENT, decoded=True)
+    teacher_request = ViewRequest(Stage.PREDICTIONS, decoded=True)
+    compares_features = False
+
+    def __init__(
+        self, *, student_shapes: dict[str, ShapeSpec], teacher_shapes: dict[str, ShapeSpec]
+    ):
+        """
+        Args:
+            student_shapes, teacher_shapes: level name -> ShapeSpec, from fine to coarse.
+
+        Raises:
+            ValueError: the levels differ in stride or, if features are compared, in channels.
+        """
+        super().__init__()
+        sides = [
+            [(x.stride, x.channels if self.compares_features else None) for x in shapes.values()]
+            for shapes in (student_shapes, teacher_shapes)
+        ]
+        if sides[0] != sides[1]:
+            what = "stride and channels" if self.compares_features else "stride"
+            raise ValueError(
+                f"{type(self).__name__} compares predictions cell by cell, so all levels must "
+                f"agree in {what}: student {describe_shapes(student_shapes)}; teacher "
+                f"{describe_shapes(teacher_shapes)}."
+            )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, student_shapes, teacher_shapes) -> dict:
+        """Every key of the head's node is the argument of the same name."""
+        node = cfg.MODEL.KD[cls.__name__.upper()]
+        shapes = {"student_shapes": student_shapes, "teacher_shapes": teacher_shapes}
+        return shapes | {key.lower(): value for key, value in node.items()}
+
+    def logit_pair(
+        self, student: DensePredictions, teacher: DensePredictions
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The class logits of both sides, location by location.
+
+        Returns:
+            student's and teacher's, the latter detached (N, A, K); where both are valid (N, A).
+
+        Raises:
+            ValueError: the locations or the number of classes differ.
+        """
+        name = type(self).__name__
+        sizes, others = ([tuple(size) for size in x.sizes] for x in (student, teacher))
+        if (student.per_cell, sizes) != (teacher.per_cell, others):
+            raise ValueError(
+                f"{name} compares equal locations, and the student has {student.per_cell} in each "
+                f"cell of levels {sizes}, the teacher {teacher.per_cell} in each of {others}: take "
+                "a teacher with the same grid of anchors or points, or another head of "
+                "MODEL.KD.HEADS."
+            )
+        own, known = (x.logits.shape[-1] for x in (student, teacher))
+        if own != known:
+            raise ValueError(
+                f"{name} compares class by class, and the student has {own} classes, the teacher "
+                f"{known}: name the teacher's in MODEL.KD.TEACHER.CLASSES, so that those of equal "
+                "names meet."
+            )
+        return student.logits, teacher.logits.detach(), student.valid & teacher.valid
+
+
+def best_probability(decoded: DensePredictions) -> Tensor:
+    """How sure a detector is of an object at each location (N, A), float32; 0 if not valid."""
+    return decoded.logits.float().amax(-1).sigmoid().where(decoded.valid, 0.0)
+
+
+def assigned_classes(view: DetectorView) -> tuple[Tensor, Tensor] | None:
+    """The class that each location of a dense detector learns, and whether it learns one.
+
+    Returns:
+        (N, A) classes, arbitrary without one; (N, A). None for a detector that assigns nothing,
+        like AutoAssign.
+    """
+    if view.assignment is None:
+        return None
+    labels, last = torch.stack(list(view.assignment[0])), view.decoded.logits.shape[-1] - 1
+    return labels.clamp(0, last), (labels >= 0) & (labels <= last)
+
+
+def count_positives(student: DetectorView, teacher: DensePredictions) -> Tensor:
+    """How many locations of the student learn an object.
+
+    Where its detector assigns nothing, so many as the teacher is sure of: the sum of
+    :func:`best_probability`.
+
+    Returns:
+        scalar, of this process.
+    """
+    assigned = assigned_classes(student)
+    return best_probability(teacher).sum() if assigned is None else assigned[1].sum()
