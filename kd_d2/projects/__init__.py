@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 # package -> (folder in the checkout, config function, config check)
 PROJECTS = {
     "lgd": ("LGD", "add_lgd_config", "check_lgd_config"),
+    "pgd": ("PGD", "add_pgd_config", "check_pgd_config"),
 }
 _ROOT = Path(__file__).resolve().parents[2] / "projects"
 
