@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from statistics import fmean, stdev
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,7 +19,17 @@ TITLES = {
     "lgd": "LGD",
     "control_mlp": "control of the next",
     "lgd_mlp": "LGD, our simpler teacher",
-    "pkd": "PKD, frozen teacher",
+    "pkd": "PKD",
+    "cwd": "CWD",
+    "fgd": "FGD",
+    "mgd": "MGD",
+    "fgfi": "FGFI",
+    "pgd": "PGD",
+    "cross_kd": "CrossKD",
+    "soft_label": "soft labels",
+    "dkd": "DKD",
+    "inherit": "teacher's neck and head only",
+    "pgd_inherit": "PGD with them",
 }
 
 
@@ -41,7 +52,8 @@ def mean_sd(values: list[float], sign: str = "") -> str:
 def summary(results: list[dict]) -> str:
     """Markdown: one table for each detector and schedule, means ± sample standard deviations.
 
-    The last column pairs runs of equal seed, so that what a seed does to all methods cancels.
+    Step times stand beside their ratios to the plain student's. The last column pairs runs of equal
+    seed, so that what a seed does to all methods cancels.
     """
     parts = []
     for detector, iterations in sorted(
@@ -54,7 +66,8 @@ def summary(results: list[dict]) -> str:
         ]
         plain = {r["seed"]: r for r in mine if r["method"] == "plain"}
         masks = ["mask AP"] * any(_mask_ap(r) is not None for r in mine)
-        columns = ["seeds", *SCORES, *masks, "AP of its teacher", "step", "AP vs plain"]
+        memory = ["memory"] * any(r.get("peak_memory") for r in mine)
+        columns = ["seeds", *SCORES, *masks, "AP of its teacher", "step", *memory, "AP vs plain"]
         columns += ["mask AP vs plain"] * bool(masks)
         lines = [
             f"**{detector}, {iterations} iterations**",
@@ -65,8 +78,8 @@ def summary(results: list[dict]) -> str:
         for method in TITLES:
             runs = [r for r in mine if r["method"] == method]
             if runs:
-                teachers = _teachers(results, method, runs)
-                lines.append(_row(TITLES[method], runs, plain, teachers, bool(masks)))
+                teachers = _teachers(results, runs)
+                lines.append(_row(TITLES[method], runs, plain, teachers, columns))
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or "No results yet."
 
@@ -75,10 +88,11 @@ def _students(results: list[dict]) -> list[dict]:
     return [r for r in results if r["method"] in TITLES]
 
 
-def _teachers(results: list[dict], method: str, runs: list[dict]) -> list[float]:
+def _teachers(results: list[dict], runs: list[dict]) -> list[float]:
     """AP of the teachers of some runs: their own, or the frozen one of their detector."""
-    if method != "pkd":
-        return [r["teacher_scores"]["AP"] for r in runs if r["teacher_scores"]["AP"] is not None]
+    own = [r["teacher_scores"]["AP"] for r in runs if r["teacher_scores"]["AP"] is not None]
+    if own:
+        return own
     weights = {word for r in runs for word in shlex.split(r["command"]) if "_teacher_" in word}
     names = {Path(word).parent.name for word in weights}
     frozen = [r for r in results if r["method"] == "teacher"]
@@ -96,8 +110,9 @@ def _mask_ap(result: dict) -> float | None:
 
 
 def _row(
-    title: str, runs: list[dict], plain: dict[int, dict], teachers: list[float], masks: bool
+    title: str, runs: list[dict], plain: dict[int, dict], teachers: list[float], columns: list[str]
 ) -> str:
+    masks = "mask AP" in columns
     cells = [title, str(len(runs)), mean_sd([_box_ap(r) for r in runs])]
     for name in SCORES[1:]:
         cells.append(mean_sd([r["scores"][name] for r in runs if r["scores"][name] is not None]))
@@ -105,7 +120,12 @@ def _row(
         cells.append(mean_sd([_mask_ap(r) or 0.0 for r in runs]))
     cells.append(mean_sd(teachers))
     times = [1e3 * r["seconds_per_step"] for r in runs if r["seconds_per_step"]]
-    cells.append(f"{fmean(times):.0f} ms" if times else "-")
+    usual = [1e3 * r["seconds_per_step"] for r in plain.values() if r["seconds_per_step"]]
+    times_plain = f" ({fmean(times) / fmean(usual):.2f})" if times and usual else ""
+    cells.append(f"{fmean(times):.0f} ms{times_plain}" if times else "-")
+    if "memory" in columns:
+        memory = [r["peak_memory"] for r in runs if r.get("peak_memory")]
+        cells.append(f"{fmean(memory):.0f} MiB" if memory else "-")
     pairs = [(r, plain[r["seed"]]) for r in runs if r["seed"] in plain]
     for ap in (_box_ap, _mask_ap)[: 1 + masks]:
         gains = [(ap(a) or 0.0) - (ap(b) or 0.0) for a, b in pairs]
@@ -134,7 +154,7 @@ def draw_curves(path: Path, results: list[dict]) -> None:
     for axes, (detector, iterations) in zip(
         figure.subplots(1, max(len(schedules), 1), squeeze=False)[0], schedules, strict=False
     ):
-        for method, color in zip(TITLES, COLORS, strict=True):
+        for method, color in zip(TITLES, (*COLORS, *colormaps["tab10"].colors), strict=False):
             runs = [
                 r
                 for r in students
@@ -148,6 +168,41 @@ def draw_curves(path: Path, results: list[dict]) -> None:
         axes.set_ylabel("AP (%), dotted: of the teacher")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def draw_gains(path: Path, results: list[dict]) -> None:
+    """One picture: AP against the plain student of the same seed, a bar for each method.
+
+    A plot for each detector and schedule; dots are seeds.
+    """
+    students = _students(results)
+    schedules = sorted({(r["detector"], r["iterations"]) for r in students})
+    figure = Figure(figsize=(4.6 * max(len(schedules), 1), 3.8), layout="constrained")
+    for axes, schedule in zip(
+        figure.subplots(1, max(len(schedules), 1), squeeze=False)[0], schedules, strict=False
+    ):
+        mine = [r for r in students if (r["detector"], r["iterations"]) == schedule]
+        plain = {r["seed"]: _box_ap(r) for r in mine if r["method"] == "plain"}
+        gains = {
+            TITLES[m]: [
+                _box_ap(r) - plain[r["seed"]]
+                for r in mine
+                if r["method"] == m and r["seed"] in plain
+            ]
+            for m in TITLES
+            if m != "plain"
+        }
+        gains = {title: values for title, values in reversed(gains.items()) if values}
+        axes.barh(
+            [*gains], [fmean(values) for values in gains.values()], color=COLORS[1], alpha=0.6
+        )
+        for title, values in gains.items():
+            axes.plot(values, [title] * len(values), "k.", markersize=4)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_title("{}, {} iterations".format(*schedule), fontsize=11)
+        axes.set_xlabel("AP against the plain student")
+        axes.grid(alpha=0.3, axis="x")
     figure.savefig(path, dpi=110)
 
 

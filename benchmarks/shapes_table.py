@@ -1,6 +1,7 @@
-"""AP on the built-in data over several seeds: plain, control, LGD, PKD from a frozen teacher.
+"""AP on the built-in data over several seeds: plain, control, LGD, heads with a frozen teacher.
 
     python benchmarks/shapes_table.py --seeds 1 2 3                    # hours on two CPU cores
+    python benchmarks/shapes_table.py --seeds 1 2 3 --detectors atss gfl --methods plain pkd pgd
     python benchmarks/shapes_table.py --seeds 1 2 3 --device cuda --workers 4
     python benchmarks/shapes_table.py --table-only --curves curves.png
 
@@ -17,14 +18,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from shapes_report import draw_curves, provenance, read_results, summary
+from shapes_report import draw_curves, draw_gains, provenance, read_results, summary
 
+from kd_d2.config.rules import ConfigError
 from kd_d2.engine import load_config, user_errors
 from kd_d2.experiments.jobs import Job, run_jobs
 from kd_d2.experiments.machine import describe_machine
 from kd_d2.experiments.progress import Progress
 from kd_d2.experiments.schedule import make_data, schedule_overrides
 from kd_d2.model_zoo import resolve_config_file
+from kd_d2.projects import check_project_configs
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
@@ -33,10 +36,32 @@ CONFIGS = {
     "lgd": "configs/quickstart/lgd_{}.yaml",
     "control_mlp": "configs/quickstart/lgd_{}_mlp_control.yaml",
     "lgd_mlp": "configs/quickstart/lgd_{}_mlp.yaml",
-    "pkd": "configs/quickstart/pkd_{}.yaml",
+}
+# Methods with a frozen teacher are the configs of PKD with another head
+HEADS = {
+    "pkd": "PKD",
+    "cwd": "CWD",
+    "fgd": "FGD",
+    "mgd": "MGD",
+    "fgfi": "FGFI",
+    "pgd": "PGD",
+    "cross_kd": "CrossKD",
+    "soft_label": "SoftLabel",
+    "dkd": "DKD",
+    "inherit": "PKD",
+    "pgd_inherit": "PGD",
+}
+CONFIGS |= dict.fromkeys(HEADS, "configs/quickstart/pkd_{}.yaml")
+# What else they set: the student begins with its teacher's neck and head, as in PGD's paper
+_INHERITING = {"MODEL.KD.INHERIT": "['neck', 'head']"}
+_SETTINGS = {
+    "inherit": _INHERITING | {"MODEL.KD.HEAD_WEIGHTS": "[0.0]"},
+    "pgd_inherit": _INHERITING,
 }
 # Steps relative to a plain one, until they are measured.
 _COSTS = dict.fromkeys(CONFIGS, 1.6) | {"plain": 1.0, "pkd": 1.4, "teacher": 2.0}
+# What is run without --methods
+_USUAL = ["plain", "control", "lgd", "control_mlp", "lgd_mlp", "pkd"]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--detectors", nargs="+", default=["retinanet", "fcos", "faster_rcnn", "mask_rcnn"]
     )
-    parser.add_argument("--methods", nargs="+", choices=[*CONFIGS], default=[*CONFIGS])
+    parser.add_argument("--methods", nargs="+", choices=[*CONFIGS], default=_USUAL)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--iterations", type=int, help="of each student (default: the configs')")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side")
@@ -58,6 +83,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--anew", action="store_true", help="repeat runs that have a result")
     parser.add_argument("--table-only", action="store_true", help="print what there is")
     parser.add_argument("--curves", type=Path, metavar="PNG", help="draw AP over iterations, too")
+    parser.add_argument("--gains", type=Path, metavar="PNG", help="draw AP against plain, too")
     return parser.parse_args(argv)
 
 
@@ -85,6 +111,9 @@ def make_run(
     overrides, length = schedule_overrides(config, iterations)
     overrides |= {"SEED": str(seed), "MODEL.DEVICE": args.device}
     overrides["TEST.EVAL_PERIOD"] = str(max(1, length // 10))
+    if method in HEADS:
+        overrides["MODEL.KD.HEADS"] = repr([HEADS[method]])
+    overrides |= _SETTINGS.get(method, {})
     if teacher is not None:
         overrides["MODEL.KD.TEACHER.WEIGHTS"] = str(teacher.job.output / "model_final.pth")
     job = Job(
@@ -108,12 +137,27 @@ def plan(args: argparse.Namespace) -> list[Run]:
             if not Path(config).is_file():
                 print(f"Left out: there is no {config}.", file=sys.stderr)
                 continue
-            teacher = make_teacher(args, config) if method == "pkd" else None
+            if refusal := refused(config, method):
+                print(f"Left out: {detector} {method}. {refusal}", file=sys.stderr)
+                continue
+            teacher = make_teacher(args, config) if method in HEADS else None
             runs += [
                 make_run(args, detector, method, seed, config, args.iterations, teacher)
                 for seed in args.seeds
             ]
     return runs
+
+
+def refused(config: str, method: str) -> str:
+    """Why a head does not serve a detector; "" if it does, as far as a config tells."""
+    if method not in HEADS:
+        return ""
+    cfg = load_config(config, ["MODEL.KD.HEADS", repr([HEADS[method]])])
+    try:
+        check_project_configs(cfg)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def make_teacher(args: argparse.Namespace, config: str) -> Run:
@@ -155,6 +199,7 @@ def write_result(args: argparse.Namespace, run: Run, machine: dict) -> None:
         "mask_scores": metrics.scores("segm"),
         "teacher_scores": metrics.scores("bbox_teacher"),
         "seconds_per_step": metrics.seconds_per_step(),
+        "peak_memory": run.job.peak_memory(),
         "curve": list(zip(*metrics.series("bbox/AP"), strict=True)),
         "teacher_curve": list(zip(*metrics.series("bbox_teacher/AP"), strict=True)),
         "command": shlex.join(["python", *run.job.command(Path("train_net.py"))[1:]]),
@@ -222,6 +267,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if args.curves:
         draw_curves(args.curves, results)
+    if args.gains:
+        draw_gains(args.gains, results)
     command = shlex.join(["python", "benchmarks/shapes_table.py", *(argv or sys.argv[1:])])
     print(f"\n{summary(results)}\n\n{provenance(results)}\n\n`{command}`")
     return 0

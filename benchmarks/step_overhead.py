@@ -9,7 +9,6 @@ are needed.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +34,7 @@ from workload import (
 from kd_d2.engine import build_optimizer, user_errors
 from kd_d2.engine.devices import check_device
 from kd_d2.experiments.machine import describe_machine, machine_sentence
+from kd_d2.experiments.memory import resident_peak
 from kd_d2.modeling import build_stages
 
 _MEMORY_STEPS = 3
@@ -69,12 +69,12 @@ def peak_memory_here(args: argparse.Namespace, cfg) -> dict[str, float]:
     """MiB of one variant: the peak of a few steps in this process, what was there before, and what
     autograd keeps of a forward pass."""
     cuda = args.device.startswith("cuda")
-    before = 0.0 if cuda else _resident_peak()
+    before = 0.0 if cuda else resident_peak()
     model, batch = _model_and_batch(args, cfg, args.memory_of)
     step = make_step(cfg, model, batch)
     for _ in range(_MEMORY_STEPS):
         step()
-    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _resident_peak()
+    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else resident_peak()
     kept = kept_for_backward(model, batch, autocast(cfg))
     return {"peak": peak, "before": before, "kept": kept}
 
@@ -94,17 +94,6 @@ def kept_for_backward(model: torch.nn.Module, batch: list[dict], context) -> flo
         losses = model(batch)  # holds the graph, so that no storage is given to another tensor
     del losses
     return sum(kept.values()) / 2**20
-
-
-def _resident_peak() -> float:
-    """Largest resident set of this process so far, in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Unlike ru_maxrss, this one does not remember the process that started us.
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    scale = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
 def peak_memory(args: argparse.Namespace, variant: str) -> dict[str, float]:

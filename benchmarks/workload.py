@@ -46,6 +46,7 @@ def load_config(path: str, device: str, overrides: list[str] = ()) -> CfgNode:
     cfg.MODEL.DEVICE = device
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.KD.FREEZE_BACKBONE = None
+    cfg.MODEL.KD.LOG_GRADIENT_SHARES = 0  # of the first iterations only, and here all are the first
     cfg.MODEL.KD.LGD.PRE_NONDISTILL = 0  # None would be the paper's sixth of the schedule
     cfg.MODEL.KD.LGD.POST_NONDISTILL = None
     cfg.SOLVER.BASE_LR = 1e-8

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from kd_d2.experiments.memory import logged_gpu_peak, resident_peak
 from kd_d2.experiments.metrics import Metrics
 
 _MARKER = "job.json"
+_LOG = "train.log"
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Job:
     status: str = field(default="waiting", init=False)  # waiting, running, finished, kept
     done: int = field(default=0, init=False)
     ap: float | None = field(default=None, init=False)
+    resident: float = field(default=0.0, init=False)
     clock_start: tuple[float, int] | None = field(default=None, init=False)
     seconds_per_iteration: float | None = field(default=None, init=False)
 
@@ -76,6 +79,12 @@ class Job:
         """Whether the same job has already run to its end."""
         marker = self.marker()
         return bool(marker.get("finished")) and marker["fingerprint"] == self.fingerprint()
+
+    def peak_memory(self) -> float | None:
+        """MiB that the run has needed at most: on a GPU of tensors, else resident memory."""
+        if self.num_gpus:
+            return logged_gpu_peak(self.output / _LOG)
+        return self.marker().get("resident_mib")
 
     def prepare(self, resume: bool) -> bool:
         """Makes the output folder ready; returns whether there is something to resume.
@@ -150,6 +159,7 @@ def run_jobs(
             for entry in list(running):
                 job, process, start = entry
                 job.look()
+                job.resident = max(job.resident, resident_peak(process.pid) or 0.0)
                 if process.poll() is not None:
                     running.remove(entry)
                     _finish(job, process.returncode, time.monotonic() - start)
@@ -185,7 +195,7 @@ def _start(job: Job, train_net: Path, threads: int, resume: bool) -> subprocess.
     job.status = "running"
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     environment = {**os.environ, **dict.fromkeys(names, str(threads)), "PYTHONUNBUFFERED": "1"}
-    with open(job.output / "train.log", "a") as log:
+    with open(job.output / _LOG, "a") as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -198,7 +208,7 @@ def _start(job: Job, train_net: Path, threads: int, resume: bool) -> subprocess.
 
 def _finish(job: Job, returncode: int, seconds: float) -> None:
     if returncode:
-        log = job.output / "train.log"
+        log = job.output / _LOG
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
         raise RuntimeError(
             f"The run {job.name!r} failed with exit code {returncode}; the end of {log}:\n{tail}"
@@ -206,4 +216,5 @@ def _finish(job: Job, returncode: int, seconds: float) -> None:
     job.status = "finished"
     job.done = job.iterations
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    job.write_marker(finished=now, seconds=round(job.marker().get("seconds", 0) + seconds, 1))
+    seconds += job.marker().get("seconds", 0)
+    job.write_marker(finished=now, seconds=round(seconds, 1), resident_mib=round(job.resident))

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import shapes_report
 import shapes_table
-from shapes_report import draw_curves, mean_sd, summary
+from shapes_report import draw_curves, draw_gains, mean_sd, summary
 from shapes_table import plan
 
 
@@ -38,7 +38,7 @@ def test_masks_have_columns_of_their_own():
     results += [result("lgd", 1, 24.0, teacher=50.0) | {"mask_scores": {"AP": 18.0}}]
     text = summary(results)
     assert "| mask AP | AP of its teacher | step | AP vs plain | mask AP vs plain |" in text
-    assert row(text, "LGD")[-5:] == ["18.0", "50.0", "200 ms", "+4.0", "+3.0"]
+    assert row(text, "LGD")[-5:] == ["18.0", "50.0", "200 ms (1.00)", "+4.0", "+3.0"]
     assert "mask" not in summary([result("plain", 1, 20.0)])
 
 
@@ -51,6 +51,21 @@ def test_curves_are_drawn(tmp_path):
     draw_curves(tmp_path / "curves.png", runs)
     draw_curves(tmp_path / "none.png", [])
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_memory_has_a_column_where_it_is_known():
+    results = [result("plain", s, 10.0) | {"peak_memory": 800.0 + s} for s in (1, 3)]
+    text = summary(results + [result("pkd", 1, 12.0)])
+    assert "| step | memory | AP vs plain |" in text
+    assert row(text, "plain student")[-2] == "802 MiB" and row(text, "PKD")[-2] == "-"
+    assert "memory" not in summary([result("plain", 1, 10.0)])
+
+
+def test_gains_are_drawn(tmp_path):
+    runs = [result(m, s, ap + s) for m, ap in (("plain", 9.0), ("pkd", 12.0)) for s in (1, 2)]
+    draw_gains(tmp_path / "gains.png", runs)
+    draw_gains(tmp_path / "none.png", [])
+    assert (tmp_path / "gains.png").stat().st_size > 5_000
 
 
 def row(text, title):
@@ -74,7 +89,7 @@ def test_differences_are_paired_by_seed():
     lgd = row(text, "LGD")
     assert lgd[1:3] == ["3", "30.0 ± 13.2"]
     assert lgd[-1] == "+5.0 ± 0.0"  # seed 3 has no plain run
-    assert lgd[-3:-1] == ["50.0 ± 0.0", "200 ms"]
+    assert lgd[-3:-1] == ["50.0 ± 0.0", "200 ms (1.00)"]
 
 
 def test_detectors_and_schedules_have_tables_of_their_own():
@@ -99,7 +114,7 @@ def test_the_frozen_teacher_is_named_by_the_run_that_used_it():
     )
     used = result("teacher", 1, 44.0, iterations=1800)
     other = result("teacher", 1, 99.0, iterations=400)
-    assert row(summary([pkd, used, other]), "PKD, frozen teacher")[-3] == "44.0"
+    assert row(summary([pkd, used, other]), "PKD")[-3] == "44.0"
 
 
 def test_the_plan_trains_one_teacher_for_all_seeds(tmp_path):
@@ -107,7 +122,7 @@ def test_the_plan_trains_one_teacher_for_all_seeds(tmp_path):
         args(tmp_path, "--detectors", "retinanet", "--seeds", "1", "2", "--iterations", "90")
     )
     assert [(r.method, r.seed) for r in runs] == [
-        (m, s) for m in shapes_table.CONFIGS for s in (1, 2)
+        (m, s) for m in ("plain", "control", "lgd", "control_mlp", "lgd_mlp", "pkd") for s in (1, 2)
     ]
     assert {r.job.iterations for r in runs} == {90}
     assert len({r.job.output for r in runs}) == 2 * 6
@@ -117,6 +132,16 @@ def test_the_plan_trains_one_teacher_for_all_seeds(tmp_path):
     weights = str(teachers.pop() / "model_final.pth")
     assert all(r.job.overrides["MODEL.KD.TEACHER.WEIGHTS"] == weights for r in pkd)
     assert all(r.teacher is None for r in runs if r.method != "pkd")
+
+
+def test_inheritance_is_a_method_of_its_own(tmp_path):
+    methods = ["inherit", "pgd_inherit"]
+    control, pgd = plan(
+        args(tmp_path, "--detectors", "atss", "--methods", *methods, "--seeds", "1")
+    )
+    assert control.job.overrides["MODEL.KD.HEAD_WEIGHTS"] == "[0.0]"
+    assert pgd.job.overrides["MODEL.KD.HEADS"] == "['PGD']"
+    assert {r.job.overrides["MODEL.KD.INHERIT"] for r in (control, pgd)} == {"['neck', 'head']"}
 
 
 def test_a_result_counts_for_the_very_same_run_only(tmp_path):
@@ -158,7 +183,16 @@ def test_configs_of_the_table_exist():
     assert shapes_table.CONFIGS.keys() == shapes_report.TITLES.keys()
     for name, pattern in shapes_table.CONFIGS.items():
         for detector in ("retinanet", "fcos", "faster_rcnn", "mask_rcnn"):
-            assert Path(pattern.format(detector)).is_file() or (name, "rcnn" in detector) == (
-                "pkd",
-                True,
-            )
+            has_teacher = name not in shapes_table.HEADS or "rcnn" not in detector
+            assert Path(pattern.format(detector)).is_file() == has_teacher
+
+
+def test_heads_differ_in_the_head_alone(tmp_path, capsys):
+    chosen = args(tmp_path, "--detectors", "atss", "--methods", *shapes_table.HEADS, "--seeds", "1")
+    runs = plan(chosen)
+    assert [r.method for r in runs] == list(shapes_table.HEADS)
+    assert len({r.teacher.job.output for r in runs}) == 1
+    for run in runs:
+        assert run.job.overrides["MODEL.KD.HEADS"] == f"['{shapes_table.HEADS[run.method]}']"
+    plan(args(tmp_path, "--detectors", "retinanet", "--methods", "pgd"))
+    assert "Left out: retinanet pgd. PGD (MODEL.KD.HEADS) needs" in capsys.readouterr().err
