@@ -95,7 +95,8 @@ def test_a_teacher_that_reads_labels_is_not_asked_without(lgd_cfg, build, random
 def test_a_frozen_teacher_needs_no_labels(
     student, teacher, adapter, labelled, frozen_cfg, build, random_batch
 ):
-    cfg = frozen_cfg(student, teacher, adapter, fpn_channels=16 if adapter else 32)
+    cfg = frozen_cfg(student, teacher, fpn_channels=16 if adapter else 32)
+    cfg.MODEL.KD.PKD.ADAPTER = adapter
     model = build(all_detections(cfg)).eval()
     # as a head would that reads the teacher's losses
     model.teacher.request = request = ViewRequest(Stage.LOSSES)
