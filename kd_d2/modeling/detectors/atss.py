@@ -24,48 +24,27 @@ from kd_d2.modeling.detectors.fcos_targets import (
     iou_of_distances,
 )
 from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
-from kd_d2.modeling.detectors.one_square_anchor import OneSquareAnchorDetector
+from kd_d2.modeling.detectors.one_square_anchor import OneSquareAnchorDetector, add_anchor_keys
 
 _BRANCHES = ("iou", "centerness")
 
 
 def add_atss_config(cfg: CN) -> None:
     """Add the node ``MODEL.ATSS``."""
-    cfg.MODEL.ATSS = CN()
-    # Feature levels of the head, from fine to coarse.
-    cfg.MODEL.ATSS.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
-    # Number of classes without background.
-    cfg.MODEL.ATSS.NUM_CLASSES = 80
-    # 3x3 convolutions in each of the two towers.
-    cfg.MODEL.ATSS.NUM_CONVS = 4
-    # Norm after each of them, as MODEL.FCOS.NORM. With one the convolutions have no biases.
-    cfg.MODEL.ATSS.NORM = "GN"
-    # Probability of every class at the first iteration; sets the bias of the classifier.
-    cfg.MODEL.ATSS.PRIOR_PROB = 0.01
+    node = cfg.MODEL.ATSS = CN()
+    add_anchor_keys(node)
     # What the third output predicts, which weighs a detection's score: "iou" of the predicted box
     # with the object; or the "centerness" of the anchor in the object, as in the ATSS paper, which
     # then also weighs the box loss.
-    cfg.MODEL.ATSS.BRANCH = "iou"
-    # Side of the one square anchor of a cell, in strides of its level.
-    cfg.MODEL.ATSS.ANCHOR_SCALE = 8.0
-    # Where the anchors' centres are, in strides from the cells' upper left corners.
-    cfg.MODEL.ATSS.ANCHOR_OFFSET = 0.0
+    node.BRANCH = "iou"
     # Weights of (dx, dy, dw, dh) in the box output, as in RetinaNet: the inverse of its deviations.
-    cfg.MODEL.ATSS.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-    # Candidates of an object on each level: the anchors whose centres are nearest to its own.
-    cfg.MODEL.ATSS.TOPK = 9
+    node.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
     # Parameters of the focal loss.
-    cfg.MODEL.ATSS.FOCAL_LOSS_ALPHA = 0.25
-    cfg.MODEL.ATSS.FOCAL_LOSS_GAMMA = 2.0
+    node.FOCAL_LOSS_ALPHA = 0.25
+    node.FOCAL_LOSS_GAMMA = 2.0
     # Factors of the GIoU loss and of the loss of the third output.
-    cfg.MODEL.ATSS.BOX_LOSS_WEIGHT = 2.0
-    cfg.MODEL.ATSS.BRANCH_LOSS_WEIGHT = 1.0
-    # Inference: the best anchors of each level (by their best class), the least class probability
-    # of a candidate (before the third output counts), and the IoU above which NMS drops the weaker
-    # of two boxes.
-    cfg.MODEL.ATSS.TOPK_CANDIDATES_TEST = 1000
-    cfg.MODEL.ATSS.SCORE_THRESH_TEST = 0.05
-    cfg.MODEL.ATSS.NMS_THRESH_TEST = 0.6
+    node.BOX_LOSS_WEIGHT = 2.0
+    node.BRANCH_LOSS_WEIGHT = 1.0
 
 
 @META_ARCH_REGISTRY.register()

@@ -26,36 +26,22 @@ from kd_d2.modeling.detectors.fcos_targets import (
     iou_of_distances,
     pad_objects,
 )
-from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
+from kd_d2.modeling.detectors.one_per_cell import add_common_keys, mean_over_gpus
 from kd_d2.modeling.detectors.one_point import OnePointDetector
 
 
 def add_auto_assign_config(cfg: CN) -> None:
     """Add the node ``MODEL.AUTOASSIGN``."""
-    cfg.MODEL.AUTOASSIGN = CN()
-    # Feature levels of the head, from fine to coarse.
-    cfg.MODEL.AUTOASSIGN.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
-    # Number of classes without background.
-    cfg.MODEL.AUTOASSIGN.NUM_CLASSES = 80
-    # 3x3 convolutions in each of the two towers.
-    cfg.MODEL.AUTOASSIGN.NUM_CONVS = 4
-    # Norm after each of them, as MODEL.FCOS.NORM.
-    cfg.MODEL.AUTOASSIGN.NORM = "GN"
-    # Probability of every class at the first iteration; sets the bias of the classifier.
-    cfg.MODEL.AUTOASSIGN.PRIOR_PROB = 0.02
+    node = cfg.MODEL.AUTOASSIGN = CN()
+    add_common_keys(node)
+    node.PRIOR_PROB = 0.02  # as in its paper
     # How much a wrong box lowers the confidence of its location, which is class probability *
     # objectness * exp(-this * (1 - GIoU)).
-    cfg.MODEL.AUTOASSIGN.BOX_LOSS_WEIGHT = 5.0
+    node.BOX_LOSS_WEIGHT = 5.0
     # Factors of the three losses.
-    cfg.MODEL.AUTOASSIGN.POS_LOSS_WEIGHT = 0.25
-    cfg.MODEL.AUTOASSIGN.NEG_LOSS_WEIGHT = 0.75
-    cfg.MODEL.AUTOASSIGN.CENTER_LOSS_WEIGHT = 0.75
-    # Inference: the best locations of each level (by their best class times objectness), the least
-    # class probability of a candidate (before objectness counts), and the IoU above which NMS drops
-    # the weaker of two boxes.
-    cfg.MODEL.AUTOASSIGN.TOPK_CANDIDATES_TEST = 1000
-    cfg.MODEL.AUTOASSIGN.SCORE_THRESH_TEST = 0.05
-    cfg.MODEL.AUTOASSIGN.NMS_THRESH_TEST = 0.6
+    node.POS_LOSS_WEIGHT = 0.25
+    node.NEG_LOSS_WEIGHT = 0.75
+    node.CENTER_LOSS_WEIGHT = 0.75
 
 
 @META_ARCH_REGISTRY.register()

@@ -23,46 +23,25 @@ from kd_d2.modeling.detectors.fcos_targets import (
     pad_objects,
 )
 from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
+from kd_d2.modeling.detectors.one_square_anchor import add_anchor_keys
 from kd_d2.modeling.quality import probability_and_iou, quality_score
 
 
 def add_ddod_config(cfg: CN) -> None:
     """Add the node ``MODEL.DDOD``."""
-    cfg.MODEL.DDOD = CN()
-    # Feature levels of the head, from fine to coarse.
-    cfg.MODEL.DDOD.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
-    # Number of classes without background.
-    cfg.MODEL.DDOD.NUM_CLASSES = 80
-    # 3x3 convolutions in each of the two towers; the first is deformable.
-    cfg.MODEL.DDOD.NUM_CONVS = 4
-    # Norm after each of them, as MODEL.FCOS.NORM. With one the convolutions have no biases.
-    cfg.MODEL.DDOD.NORM = "GN"
-    # Probability of every class at the first iteration; sets the bias of the classifier.
-    cfg.MODEL.DDOD.PRIOR_PROB = 0.01
-    # Side of the one square anchor of a cell, in strides of its level.
-    cfg.MODEL.DDOD.ANCHOR_SCALE = 8.0
-    # Where the anchors' centres are, in strides from the cells' upper left corners.
-    cfg.MODEL.DDOD.ANCHOR_OFFSET = 0.0
+    node = cfg.MODEL.DDOD = CN()
+    add_anchor_keys(node)
     # Weights of (dx, dy, dw, dh) in the box output, as in RetinaNet: the inverse of its deviations.
-    cfg.MODEL.DDOD.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-    # Candidates of an object: the anchors, of all levels jointly, of the highest quality
-    # probability^(1 - xi) * IoU^xi.
-    cfg.MODEL.DDOD.TOPK = 9
+    node.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
     # xi of those that learn the object's class, and of those that learn its box and their IoU.
-    cfg.MODEL.DDOD.CLS_EXPONENT = 0.8
-    cfg.MODEL.DDOD.BOX_EXPONENT = 0.6
+    node.CLS_EXPONENT = 0.8
+    node.BOX_EXPONENT = 0.6
     # Parameters of the focal loss.
-    cfg.MODEL.DDOD.FOCAL_LOSS_ALPHA = 0.25
-    cfg.MODEL.DDOD.FOCAL_LOSS_GAMMA = 2.0
+    node.FOCAL_LOSS_ALPHA = 0.25
+    node.FOCAL_LOSS_GAMMA = 2.0
     # Factors of the GIoU loss and of the loss of the IoU output.
-    cfg.MODEL.DDOD.BOX_LOSS_WEIGHT = 2.0
-    cfg.MODEL.DDOD.IOU_LOSS_WEIGHT = 1.0
-    # Inference: the best anchors of each level (by their best class), the least class probability
-    # of a candidate (before the IoU output counts), and the IoU above which NMS drops the weaker
-    # of two boxes.
-    cfg.MODEL.DDOD.TOPK_CANDIDATES_TEST = 1000
-    cfg.MODEL.DDOD.SCORE_THRESH_TEST = 0.05
-    cfg.MODEL.DDOD.NMS_THRESH_TEST = 0.6
+    node.BOX_LOSS_WEIGHT = 2.0
+    node.IOU_LOSS_WEIGHT = 1.0
 
 
 @META_ARCH_REGISTRY.register()

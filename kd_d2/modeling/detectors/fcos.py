@@ -25,7 +25,7 @@ from kd_d2.modeling.detectors.fcos_targets import (
     match_points,
     pad_objects,
 )
-from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
+from kd_d2.modeling.detectors.one_per_cell import add_common_keys, mean_over_gpus
 from kd_d2.modeling.detectors.one_point import OnePointDetector
 
 _BOX_LOSSES = {"giou": giou_loss_of_distances, "iou": iou_loss_of_distances}
@@ -33,49 +33,34 @@ _BOX_LOSSES = {"giou": giou_loss_of_distances, "iou": iou_loss_of_distances}
 
 def add_fcos_config(cfg: CN) -> None:
     """Add the node ``MODEL.FCOS``."""
-    cfg.MODEL.FCOS = CN()
-    # Feature levels of the head, from fine to coarse.
-    cfg.MODEL.FCOS.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
-    # Number of classes without background.
-    cfg.MODEL.FCOS.NUM_CLASSES = 80
-    # 3x3 convolutions in each of the two towers.
-    cfg.MODEL.FCOS.NUM_CONVS = 4
-    # Norm after each of them: "GN" (32 groups), "BN" and "SyncBN" (statistics per level), "" (none)
-    # or another name known to detectron2.layers.get_norm.
-    cfg.MODEL.FCOS.NORM = "GN"
-    # Probability of every class at the first iteration; sets the bias of the classifier.
-    cfg.MODEL.FCOS.PRIOR_PROB = 0.01
+    node = cfg.MODEL.FCOS = CN()
+    add_common_keys(node)
     # Predict centerness from the box tower (True) or from the class tower.
-    cfg.MODEL.FCOS.CENTERNESS_ON_REG = True
+    node.CENTERNESS_ON_REG = True
     # Predict distances in units of the stride through a ReLU (True), or in pixels through exp.
-    cfg.MODEL.FCOS.NORM_REG_TARGETS = True
+    node.NORM_REG_TARGETS = True
     # A point learns a box only within this many strides of its centre; 0: anywhere in the box.
-    cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5
+    node.CENTER_SAMPLING_RADIUS = 1.5
     # Largest distance in pixels from a point to a side of its box, for every level but the last,
     # which has no limit; it is the smallest distance for the next level. Empty: 8 times the level's
     # stride, i.e. 64, 128, 256, 512 for P3 to P7.
-    cfg.MODEL.FCOS.SIZES_OF_INTEREST = []
+    node.SIZES_OF_INTEREST = []
     # Where the points are, in strides from the cells' upper left corners.
-    cfg.MODEL.FCOS.POINT_OFFSET = 0.5
+    node.POINT_OFFSET = 0.5
     # Loss of a box, weighted by its centerness: "giou" (1 - GIoU), or "iou" (-log IoU), as in the
     # first version of the FCOS paper and in PGD.
-    cfg.MODEL.FCOS.BOX_LOSS = "giou"
+    node.BOX_LOSS = "giou"
     # The sum of centerness that the box loss is divided by is no less than this; 1e-6 in PGD.
-    cfg.MODEL.FCOS.MIN_CENTERNESS_SUM = 1.0
+    node.MIN_CENTERNESS_SUM = 1.0
     # Parameters of the focal loss.
-    cfg.MODEL.FCOS.FOCAL_LOSS_ALPHA = 0.25
-    cfg.MODEL.FCOS.FOCAL_LOSS_GAMMA = 2.0
+    node.FOCAL_LOSS_ALPHA = 0.25
+    node.FOCAL_LOSS_GAMMA = 2.0
     # Inference: a detection's score is the "sqrt" of class probability times centerness, or the
     # "product" itself.
-    cfg.MODEL.FCOS.SCORE = "sqrt"
+    node.SCORE = "sqrt"
     # The best candidates of each level are "pairs" of a point and a class, by the class's
     # probability; or all classes of the best "points", by the score of their best class.
-    cfg.MODEL.FCOS.CANDIDATES_TEST = "pairs"
-    # The number of the best candidates, the least class probability of a candidate (before
-    # centerness counts), and the IoU above which NMS drops the weaker of two boxes.
-    cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST = 1000
-    cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.05
-    cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6
+    node.CANDIDATES_TEST = "pairs"
 
 
 @META_ARCH_REGISTRY.register()

@@ -27,41 +27,21 @@ from kd_d2.modeling.detectors.gfl_losses import (
     quality_focal_loss,
 )
 from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
-from kd_d2.modeling.detectors.one_square_anchor import OneSquareAnchorDetector
+from kd_d2.modeling.detectors.one_square_anchor import OneSquareAnchorDetector, add_anchor_keys
 
 
 def add_gfl_config(cfg: CN) -> None:
     """Add the node ``MODEL.GFL``."""
-    cfg.MODEL.GFL = CN()
-    # Feature levels of the head, from fine to coarse.
-    cfg.MODEL.GFL.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
-    # Number of classes without background.
-    cfg.MODEL.GFL.NUM_CLASSES = 80
-    # 3x3 convolutions in each of the two towers.
-    cfg.MODEL.GFL.NUM_CONVS = 4
-    # Norm after each of them, as MODEL.FCOS.NORM. With one the convolutions have no biases.
-    cfg.MODEL.GFL.NORM = "GN"
-    # Probability of every class at the first iteration; sets the bias of the classifier.
-    cfg.MODEL.GFL.PRIOR_PROB = 0.01
+    node = cfg.MODEL.GFL = CN()
+    add_anchor_keys(node)
     # The longest distance from an anchor's centre to a side of its box, in strides of its level;
     # each distance is a distribution over 0, 1, ..., REG_MAX.
-    cfg.MODEL.GFL.REG_MAX = 16
-    # Side of the one square anchor of a cell, in strides of its level; only the assignment uses it.
-    cfg.MODEL.GFL.ANCHOR_SCALE = 8.0
-    # Where the anchors' centres are, in strides from the cells' upper left corners.
-    cfg.MODEL.GFL.ANCHOR_OFFSET = 0.0
-    # Candidates of an object on each level: the anchors whose centres are nearest to its own.
-    cfg.MODEL.GFL.TOPK = 9
+    node.REG_MAX = 16
     # Exponent of the quality focal loss, beta in the paper.
-    cfg.MODEL.GFL.FOCAL_LOSS_GAMMA = 2.0
+    node.FOCAL_LOSS_GAMMA = 2.0
     # Factors of the GIoU loss and of the distribution focal loss.
-    cfg.MODEL.GFL.BOX_LOSS_WEIGHT = 2.0
-    cfg.MODEL.GFL.DFL_LOSS_WEIGHT = 0.25
-    # Inference: the best anchors of each level (by their best class), the least score of a
-    # candidate, and the IoU above which NMS drops the weaker of two boxes.
-    cfg.MODEL.GFL.TOPK_CANDIDATES_TEST = 1000
-    cfg.MODEL.GFL.SCORE_THRESH_TEST = 0.05
-    cfg.MODEL.GFL.NMS_THRESH_TEST = 0.6
+    node.BOX_LOSS_WEIGHT = 2.0
+    node.DFL_LOSS_WEIGHT = 0.25
 
 
 @META_ARCH_REGISTRY.register()

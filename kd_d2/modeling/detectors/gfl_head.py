@@ -1,72 +1,32 @@
 """The head of GFL: that of ATSS without its third output, and with a distribution for each side.
 
-Shapes: N images, K classes, C channels, H_l x W_l cells of level l, B bins
-of a side.
+Shapes: N images, K classes, C channels, H_l x W_l cells of level l, B bins of a side.
 """
 
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from torch import Tensor, nn
+from torch import Tensor
 
-from kd_d2.modeling.detectors.fcos_head import (
-    Scale,
-    initialize_head,
-    make_tower,
-    tower_channels,
-)
+from kd_d2.modeling.detectors.tower_head import TowerHead
 
 
-class GFLHead(nn.Module):
-    """Class scores and four distributions of distances at every cell (arXiv 2006.04388).
+class GFLHead(TowerHead):
+    """Class scores and four distributions of distances at every cell (arXiv 2006.04388)."""
 
-    Parameter names are those of :class:`ATSSHead`.
-    """
+    arch = "GFL"
 
     @configurable
-    def __init__(
-        self,
-        *,
-        input_shape: list[ShapeSpec],
-        num_classes: int,
-        reg_max: int = 16,
-        num_convs: int = 4,
-        norm: str = "GN",
-        prior_prob: float = 0.01,
-    ):
+    def __init__(self, *, reg_max: int = 16, **common):
         """
         Args:
-            input_shape: channels of each level, fine to coarse; equal channels.
-            num_classes: K, without background.
             reg_max: the last of the B bins 0, 1, ..., in strides.
-            num_convs: 3x3 convolutions per tower.
-            norm: norm after each of them, as for :class:`ATSSHead`.
-            prior_prob: probability of every class at the first iteration.
-
-        Raises:
-            ValueError: levels of different width, or a width that the norm cannot divide.
+            common: arguments of :class:`TowerHead` without ``box_channels``.
         """
-        super().__init__()
-        channels = tower_channels(input_shape, norm, "GFL")
-        tower = (channels, num_convs, norm, len(input_shape))
-        self.cls_subnet = make_tower(*tower, bias=not norm)
-        self.bbox_subnet = make_tower(*tower, bias=not norm)
-        self.cls_score = nn.Conv2d(channels, num_classes, kernel_size=3, padding=1)
-        self.bbox_pred = nn.Conv2d(channels, 4 * (reg_max + 1), kernel_size=3, padding=1)
-        self.scales = nn.ModuleList(Scale() for _ in input_shape)
-
-        initialize_head(self, prior_prob)
+        super().__init__(box_channels=4 * (reg_max + 1), **common)
 
     @classmethod
-    def from_config(cls, cfg, input_shape: list[ShapeSpec]):
-        gfl = cfg.MODEL.GFL
-        return {
-            "input_shape": input_shape,
-            "num_classes": gfl.NUM_CLASSES,
-            "reg_max": gfl.REG_MAX,
-            "num_convs": gfl.NUM_CONVS,
-            "norm": gfl.NORM,
-            "prior_prob": gfl.PRIOR_PROB,
-        }
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
+        return {**super().from_config(cfg, input_shape), "reg_max": cfg.MODEL.GFL.REG_MAX}
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """
@@ -77,10 +37,8 @@ class GFLHead(nn.Module):
             class logits (N, K, H_l, W_l); logits of the bins (N, 4 * B, H_l, W_l), those of left,
             top, right, bottom one after the other. Each a list over the levels.
         """
-        if len(features) != len(self.scales):
-            raise ValueError(f"GFL head of {len(self.scales)} levels got {len(features)} features.")
         logits, bins = [], []
-        for feature, scale in zip(features, self.scales, strict=True):
-            logits.append(self.cls_score(self.cls_subnet(feature)))
-            bins.append(scale(self.bbox_pred(self.bbox_subnet(feature))))
+        for cls_feature, box_feature, scale, _ in self.towers(features):
+            logits.append(self.cls_score(cls_feature))
+            bins.append(scale(self.bbox_pred(box_feature)))
         return logits, bins

@@ -17,6 +17,27 @@ from torch import Tensor, nn
 _FOCAL_LOSS = ("FOCAL_LOSS_ALPHA", "FOCAL_LOSS_GAMMA")
 
 
+def add_common_keys(node: CfgNode) -> None:
+    """Add to the node of a detector the keys that all of these have."""
+    # Feature levels of the head, from fine to coarse.
+    node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Number of classes without background.
+    node.NUM_CLASSES = 80
+    # 3x3 convolutions in each of the two towers.
+    node.NUM_CONVS = 4
+    # Norm after each of them: "GN" (32 groups), "BN" and "SyncBN" (statistics per level), "" (none)
+    # or another name known to detectron2.layers.get_norm.
+    node.NORM = "GN"
+    # Probability of every class at the first iteration; sets the bias of the classifier.
+    node.PRIOR_PROB = 0.01
+    # Inference: the number of the best candidates of each level, the least class probability of a
+    # candidate (before a third output counts), and the IoU above which NMS drops the weaker of two
+    # boxes.
+    node.TOPK_CANDIDATES_TEST = 1000
+    node.SCORE_THRESH_TEST = 0.05
+    node.NMS_THRESH_TEST = 0.6
+
+
 class OnePerCellDetector(DenseDetector):
     """Subclasses set ``anchor_generator`` and have ``label_anchors`` and ``losses``."""
 

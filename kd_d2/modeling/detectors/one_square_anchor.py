@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from kd_d2.modeling.dense_predictions import DensePredictions
 from kd_d2.modeling.detectors.atss_targets import centres_of, match_anchors
 from kd_d2.modeling.detectors.fcos_targets import pad_objects
-from kd_d2.modeling.detectors.one_per_cell import OnePerCellDetector
+from kd_d2.modeling.detectors.one_per_cell import OnePerCellDetector, add_common_keys
+
+
+def add_anchor_keys(node: CfgNode) -> None:
+    """Add to the node of a detector the keys of its anchors, besides :func:`add_common_keys`."""
+    add_common_keys(node)
+    # Side of the one square anchor of a cell, in strides of its level.
+    node.ANCHOR_SCALE = 8.0
+    # Where the anchors' centres are, in strides from the cells' upper left corners.
+    node.ANCHOR_OFFSET = 0.0
+    # Candidates of an object: on each level the anchors whose centres are nearest to its own; of
+    # DDOD the anchors, of all levels jointly, of the highest quality.
+    node.TOPK = 9
 
 
 class OneSquareAnchorDetector(OnePerCellDetector):
