@@ -1,34 +1,20 @@
-"""DDOD as stages, with its own assignment and a teacher's, and its detections."""
+"""DDOD with its own assignment and a teacher's, and its detections."""
 
-import pytest
 import torch
 from atss_cases import tiny_atss
 from ddod_cases import spread, tiny_ddod
 from detectron2.structures import ImageList
-from detectron2.utils.events import EventStorage
 from fcos_cases import BATCH, EMPTY, STRIDES, K
-from tiny_models import build, lgd_cfg, random_batch
 
 from kd_d2.modeling import build_stages
-from kd_d2.modeling.dense_stages import DenseStages
 from kd_d2.modeling.views import Stage, ViewRequest
 
-LOSSES = {"loss_cls", "loss_box_reg", "loss_iou"}
 GT = [x["instances"] for x in BATCH]
 
 
 def same(assignment, other):
     pairs = zip(sum(assignment, []), sum(other, []), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
-
-
-def test_stages_reproduce_the_detector():
-    stages = build_stages(spread(tiny_ddod()))
-    assert type(stages) is DenseStages and not stages.shares_assignment
-    view = stages.run(BATCH, ViewRequest(Stage.LOSSES), GT)
-    for name, value in spread(tiny_ddod())(BATCH).items():
-        torch.testing.assert_close(view.losses[name], value)
-    assert same(stages.assign(view.images, view.features, view.predictions, GT), view.assignment)
 
 
 def test_a_teacher_assigns():
@@ -43,30 +29,6 @@ def test_a_teacher_assigns():
     labels = torch.stack(knowledge.assignment[1])
     assert student.detector.box_positives.sum() == ((labels >= 0) & (labels < K)).sum() > 0
     assert not teacher.detector.box_positives.any()
-
-
-def test_taps_are_after_the_deformable_blocks():
-    stages = build_stages(tiny_ddod())
-    view = stages.run(BATCH, ViewRequest(taps=("cls_tower.0",), stage=Stage.PREDICTIONS), GT)
-    feature = list(view.features.values())[0]
-    tower = stages.detector.head.cls_subnet
-    torch.testing.assert_close(view.taps["cls_tower.0"][0], tower[2](tower[1](tower[0](feature))))
-
-
-@pytest.mark.parametrize("objects", [(2, 1), (0, 0)])
-def test_student_of_lgd(objects):
-    """It assigns twice: by the student's predictions, and by those from the teacher's features."""
-    torch.manual_seed(0)
-    model = build(lgd_cfg("DDOD")).train()
-    calls, label_anchors = [], model.student.label_anchors
-    model.student.label_anchors = lambda *args: calls.append(1) or label_anchors(*args)
-    with EventStorage(0):
-        losses = model(random_batch(objects=objects))
-    assert losses.keys() > LOSSES | {f"{name}.tea" for name in LOSSES} and calls == [1, 1]
-    sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
 def test_detections_are_those_of_atss():
