@@ -1,0 +1,83 @@
+"""What the losses of every dense detector must do, whatever they are."""
+
+from functools import partial
+
+import pytest
+import torch
+from atss_cases import tiny_atss
+from auto_assign_cases import tiny_auto_assign
+from ddod_cases import tiny_ddod
+from fcos_cases import BATCH, STRIDES, tiny_fcos
+from gfl_cases import tiny_gfl
+
+from kd_d2.modeling.detectors import one_per_cell
+
+DETECTORS = {
+    "FCOS": tiny_fcos,
+    "FCOS, IoU loss": partial(tiny_fcos, box_loss="iou"),
+    "ATSS": tiny_atss,
+    "ATSS, centerness": partial(tiny_atss, branch="centerness"),
+    "GFL": tiny_gfl,
+    "AutoAssign": tiny_auto_assign,
+    "DDOD": tiny_ddod,
+}
+ASSIGNING = ["FCOS", "FCOS, IoU loss", "ATSS", "ATSS, centerness", "GFL"]
+
+
+def build(name):
+    model = DETECTORS[name]()
+    if name == "GFL":  # so that its weights sum to more than 1
+        model.head.cls_score.bias.data.fill_(0.0)
+    return model
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_duplicated_batch_has_equal_losses(name):
+    model = build(name)
+    once, twice = model(BATCH), model(BATCH + BATCH)
+    for key in once:
+        torch.testing.assert_close(once[key], twice[key])
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_normalisers_are_means_over_gpus(name, monkeypatch):
+    """Twice as many positives on the other GPU: the mean is 1.5 times ours."""
+    model = build(name)
+    alone = model(BATCH)
+    monkeypatch.setattr(one_per_cell.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.mul_(3))
+    for key, value in model(BATCH).items():
+        # AutoAssign averages this one over the images of a GPU
+        factor = 1.0 if key == "loss_center" else 1.5
+        torch.testing.assert_close(value, alone[key] / factor)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_losses_are_float32_under_autocast(name):
+    model = build(name)
+    plain = model(BATCH)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(BATCH)
+    for key, value in losses.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, plain[key], rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ASSIGNING)
+def test_a_foreign_assignment_is_used(name):
+    model, calls = build(name), []
+    number = sum((64 // s) * (96 // s) for s in STRIDES.values())
+
+    def label_anchors(anchors, gt_instances):
+        calls.append(len(gt_instances))
+        # object far away from most anchors, without area, and some anchors ignored
+        labels = torch.full((number,), 1)
+        labels[:10] = -1
+        return [labels] * 2, [torch.tensor([[5.0, 5, 5, 30]]).expand(number, 4)] * 2
+
+    model.label_anchors = label_anchors
+    losses = model([BATCH[0], BATCH[0]])
+    sum(losses.values()).backward()
+    assert calls == [2]
+    assert all(torch.isfinite(v) for v in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
