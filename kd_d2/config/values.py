@@ -63,6 +63,12 @@ _DENSE = {
     "SCORE_THRESH_TEST": number(),
     "NMS_THRESH_TEST": _NOT_NEGATIVE,
 }
+_ANCHORED = {
+    **_DENSE,
+    "ANCHOR_SCALE": number(above=0),
+    "ANCHOR_OFFSET": number(),
+    "TOPK": whole(1),
+}
 _FOCAL = {"FOCAL_LOSS_ALPHA": number(), "FOCAL_LOSS_GAMMA": _NOT_NEGATIVE}
 _POOLED = {
     "POOLER_RESOLUTION": whole(1),
@@ -232,23 +238,17 @@ VALUES: dict[str, dict[str, Rule]] = {
         "SIZES_OF_INTEREST": list_of(number(above=0), "numbers above 0, or empty"),
     },
     "MODEL.ATSS": {
-        **_DENSE,
+        **_ANCHORED,
         **_FOCAL,
         "BRANCH": one_of("iou", "centerness"),
-        "ANCHOR_SCALE": number(above=0),
-        "ANCHOR_OFFSET": number(),
         "BBOX_REG_WEIGHTS": _WEIGHTS,
-        "TOPK": whole(1),
         "BOX_LOSS_WEIGHT": _NOT_NEGATIVE,
         "BRANCH_LOSS_WEIGHT": _NOT_NEGATIVE,
     },
     "MODEL.GFL": {
-        **_DENSE,
+        **_ANCHORED,
         "FOCAL_LOSS_GAMMA": _NOT_NEGATIVE,
         "REG_MAX": whole(1),
-        "ANCHOR_SCALE": number(above=0),
-        "ANCHOR_OFFSET": number(),
-        "TOPK": whole(1),
         "BOX_LOSS_WEIGHT": _NOT_NEGATIVE,
         "DFL_LOSS_WEIGHT": _NOT_NEGATIVE,
     },
@@ -257,13 +257,10 @@ VALUES: dict[str, dict[str, Rule]] = {
         **{f"{part}_LOSS_WEIGHT": _NOT_NEGATIVE for part in ("BOX", "POS", "NEG", "CENTER")},
     },
     "MODEL.DDOD": {
-        **_DENSE,
+        **_ANCHORED,
         **_FOCAL,
         "NUM_CONVS": whole(1),
-        "ANCHOR_SCALE": number(above=0),
-        "ANCHOR_OFFSET": number(),
         "BBOX_REG_WEIGHTS": _WEIGHTS,
-        "TOPK": whole(1),
         "CLS_EXPONENT": share,
         "BOX_EXPONENT": share,
         "BOX_LOSS_WEIGHT": _NOT_NEGATIVE,

@@ -4,7 +4,6 @@ import logging
 
 import torch
 from detectron2.structures import Instances, pairwise_iou
-from torch import nn
 from torch.utils.data import DataLoader
 
 from kd_d2.modeling.teachers import FrozenTeacher
@@ -19,22 +18,20 @@ logger = logging.getLogger(__name__)
 _LEAST_RECALL = 0.1
 
 
-def check_teacher(model: nn.Module, loader: DataLoader, num_images: int) -> None:
-    """Let a frozen teacher detect objects in training images, spread over the data set.
+def check_teacher(teacher: FrozenTeacher, loader: DataLoader, num_images: int) -> None:
+    """Let the teacher detect objects in training images, spread over the data set.
 
     Of an image with n objects, its n best detections count.
 
     Args:
-        model: a distiller; nothing is done for one without a frozen teacher.
         loader: the training loader.
-        num_images: how many.
+        num_images: how many; 0: none, and no check.
 
     Raises:
         ValueError: it finds next to none of their objects.
     """
-    teacher = getattr(model, "teacher", None)
     items = loader.dataset
-    if num_images < 1 or not isinstance(teacher, FrozenTeacher):
+    if num_images < 1:
         return
     if not isinstance(items, SeededItems):
         logger.info("The teacher is not checked: the training data are a stream.")

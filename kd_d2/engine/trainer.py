@@ -80,9 +80,10 @@ class DistillationTrainer(DefaultTrainer):
         self._trainer = TrainLoop(self.wrap_model(model), loader, optimizer, amp_dtype(cfg))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         checkpointables = {"trainer": weakref.proxy(self)}
-        if isinstance(getattr(model, "teacher", None), FrozenTeacher):
-            check_teacher(model, loader, cfg.MODEL.KD.CHECK_TEACHER)
-            checkpointables["teacher"] = TeacherIdentity(model.teacher)
+        teacher = getattr(model, "teacher", None)
+        if isinstance(teacher, FrozenTeacher):
+            check_teacher(teacher, loader, cfg.MODEL.KD.CHECK_TEACHER)
+            checkpointables["teacher"] = TeacherIdentity(teacher)
         self.checkpointer = KDCheckpointer(model, cfg.OUTPUT_DIR, **checkpointables)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER

@@ -12,7 +12,7 @@ from detectron2.modeling import RetinaNet
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from kd_d2.modeling.dense_predictions import DensePredictions
@@ -162,7 +162,7 @@ class DenseStages(DetectorStages):
         Raises:
             ValueError: the head has no such tower, or not so many blocks.
         """
-        match = re.fullmatch(r"(cls_tower|box_tower)\.(\d+)(\.before_relu)?", name)
+        match = re.fullmatch(rf"({'|'.join(_TOWERS)})\.(\d+)(\.before_relu)?", name)
         if not match:
             return super().resolve_tap(name)
         tower, block = _TOWERS[match[1]], int(match[2])
@@ -230,7 +230,7 @@ def _decode_retinanet(
         for x in detector._transpose_dense_predictions(predictions, [detector.num_classes, 4])
     )
     per_cell = detector.anchor_generator.num_anchors[0]
-    boxes = torch.cat([a.tensor for a in anchors])
+    squares = Boxes.cat(anchors)
     apply = detector.box2box_transform.apply_deltas
     strides = torch.cat(
         [
@@ -242,8 +242,8 @@ def _decode_retinanet(
     )
     return DensePredictions(
         logits=logits,
-        boxes=torch.stack([apply(d.float(), boxes) for d in deltas]),
-        points=(boxes[:, :2] + boxes[:, 2:]) / 2,
+        boxes=torch.stack([apply(d.float(), squares.tensor) for d in deltas]),
+        points=squares.get_centers(),
         strides=strides,
         valid=logits.new_ones(logits.shape[:2], dtype=torch.bool),
         sizes=[tuple(x.shape[-2:]) for x in features],

@@ -69,9 +69,9 @@ def test_a_teacher_that_finds_nothing_is_refused(model_and_items):
     model.teacher.inference = lambda inputs: [{"instances": detections([], [])}]
     loader = DataLoader(SeededItems(items, 0))
     with pytest.raises(ValueError, match=r"finds 0 of \d+ objects in 4 training images.*WEIGHTS"):
-        check_teacher(model, loader, 4)
+        check_teacher(model.teacher, loader, 4)
     assert items.asked == [0, 25, 50, 75]  # spread over the data
-    check_teacher(model, loader, 0)
+    check_teacher(model.teacher, loader, 0)
 
 
 def test_many_weak_detections_are_no_knowledge(model_and_items):
@@ -86,7 +86,7 @@ def test_many_weak_detections_are_no_knowledge(model_and_items):
 
     model.teacher.inference = anything
     with pytest.raises(ValueError, match="finds 0 of"):
-        check_teacher(model, DataLoader(SeededItems(items, 0)), 4)
+        check_teacher(model.teacher, DataLoader(SeededItems(items, 0)), 4)
 
 
 def test_a_good_teacher_passes_in_its_own_order_of_classes(model_and_items, caplog):
@@ -95,11 +95,11 @@ def test_a_good_teacher_passes_in_its_own_order_of_classes(model_and_items, capl
     model.teacher.inference = oracle(items.batch, [2, 0, 1])
     model.teacher.classes = [2, 0, 1]
     with caplog.at_level("INFO"):
-        check_teacher(model, loader, 4)
+        check_teacher(model.teacher, loader, 4)
     assert "finds 6 of 6 objects" in caplog.text
     model.teacher.classes = [0, 1, 2]
     with pytest.raises(ValueError, match="order of classes"):
-        check_teacher(model, loader, 4)
+        check_teacher(model.teacher, loader, 4)
 
 
 def test_identity_tells_teachers_apart(frozen_cfg, build):

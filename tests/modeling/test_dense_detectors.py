@@ -1,4 +1,4 @@
-"""What the losses of every dense detector must do, whatever they are."""
+"""What every dense detector must do, whatever its losses are."""
 
 from functools import partial
 
@@ -24,11 +24,31 @@ DETECTORS = {
 ASSIGNING = ["FCOS", "FCOS, IoU loss", "ATSS", "ATSS, centerness", "GFL"]
 
 
-def build(name):
-    model = DETECTORS[name]()
+# detector, loss weight -> the loss
+WEIGHTS = {
+    ("ATSS", "box"): "loss_box_reg",
+    ("ATSS", "branch"): "loss_iou",
+    ("GFL", "box"): "loss_box_reg",
+    ("GFL", "dfl"): "loss_dfl",
+    ("DDOD", "box"): "loss_box_reg",
+    ("DDOD", "iou"): "loss_iou",
+}
+
+
+def build(name, **settings):
+    model = DETECTORS[name](**settings)
     if name == "GFL":  # so that its weights sum to more than 1
         model.head.cls_score.bias.data.fill_(0.0)
     return model
+
+
+@pytest.mark.parametrize("name, key", WEIGHTS)
+def test_loss_weights_are_factors(name, key):
+    once = build(name, **{f"{key}_loss_weight": 1.0})(BATCH)
+    thrice = build(name, **{f"{key}_loss_weight": 3.0})(BATCH)
+    for loss in once:
+        factor = 3 if loss == WEIGHTS[name, key] else 1
+        torch.testing.assert_close(thrice[loss], once[loss] * factor)
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -81,3 +101,20 @@ def test_a_foreign_assignment_is_used(name):
     assert calls == [2]
     assert all(torch.isfinite(v) for v in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_nothing_found(name):
+    model = build(name, test_score_thresh=0.99).eval()
+    result = model([{"image": BATCH[0]["image"]}])[0]["instances"]
+    assert len(result) == 0 and result.pred_boxes.tensor.shape == (0, 4)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_outputs_are_in_the_requested_size(name):
+    model = build(name).eval()
+    if name.startswith("FCOS"):  # its first boxes are empty
+        torch.nn.init.constant_(model.head.bbox_pred.bias, 0.5)
+    result = model([{"image": BATCH[0]["image"], "height": 128, "width": 192}])[0]["instances"]
+    assert result.image_size == (128, 192) and len(result) > 0
+    assert result.pred_boxes.tensor.amax() > 100

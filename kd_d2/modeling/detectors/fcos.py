@@ -133,9 +133,7 @@ class FCOS(OnePointDetector):
             list[Tensor]: labels (R,) of each image; the background is ``num_classes``.
             list[Tensor]: boxes (R, 4) that the points learn; arbitrary for the background.
         """
-        squares = cat([a.tensor for a in anchors])
-        points = (squares[:, :2] + squares[:, 2:]) * 0.5
-        strides = squares[:, 2] - squares[:, 0]
+        points, strides = Boxes.cat(anchors).get_centers(), cat(self.strides_of(anchors))
         ranges = cat([s.tensor.new_tensor(r).expand(len(s), 2) for s, r in self._levels(anchors)])
 
         boxes, classes = pad_objects(gt_instances)

@@ -2,6 +2,7 @@
 
 from detectron2.config import CfgNode as CN
 
+from kd_d2.config.names import detector_node
 from kd_d2.config.rules import (
     ConfigError,
     check_values,
@@ -15,7 +16,7 @@ from kd_d2.config.rules import (
 
 # Detectors for which the release tests whether a point lies in a box with x and y swapped
 SWAPS_AXES = ("FCOS", "AutoAssign")
-_DETECTORS = ("FCOS", "ATSS", "GFL", "AutoAssign", "DDOD")
+DETECTORS = ("FCOS", "ATSS", "GFL", "AutoAssign", "DDOD")
 
 
 def add_pgd_config(cfg: CN) -> None:
@@ -71,20 +72,20 @@ def check_pgd_config(cfg: CN) -> None:
     kd = cfg.MODEL.KD
     if "PGD" not in kd.HEADS:
         return
-    if kd.STUDENT not in _DETECTORS and kd.STUDENT in ("RetinaNet", "GeneralizedRCNN"):
+    if kd.STUDENT in ("RetinaNet", "GeneralizedRCNN"):
         has = "several anchors in a cell" if kd.STUDENT == "RetinaNet" else "no towers"
         raise ConfigError(
             f"PGD (MODEL.KD.HEADS) needs a dense student with one location a cell, and a "
-            f"{kd.STUDENT} has {has}: take {', '.join(_DETECTORS)}, or another head such as PKD."
+            f"{kd.STUDENT} has {has}: take {', '.join(DETECTORS)}, or another head such as PKD."
         )
-    levels = cfg.MODEL.get(kd.STUDENT.upper(), {}).get("IN_FEATURES", kd.PGD.LEVEL_WEIGHTS)
+    levels = cfg.MODEL.get(detector_node(kd.STUDENT), {}).get("IN_FEATURES", kd.PGD.LEVEL_WEIGHTS)
     if len(levels) != len(kd.PGD.LEVEL_WEIGHTS):
         raise ConfigError(
             f"MODEL.KD.PGD.LEVEL_WEIGHTS has {len(kd.PGD.LEVEL_WEIGHTS)} numbers, and the student "
             f"has {len(levels)} levels: give one for each."
         )
-    if kd.PGD.MODE == "reference" and kd.STUDENT not in _DETECTORS:
+    if kd.PGD.MODE == "reference" and kd.STUDENT not in DETECTORS:
         raise ConfigError(
             f"MODEL.KD.PGD.MODE is reference, and PGD's release has no {kd.STUDENT}, only "
-            f"{', '.join(_DETECTORS)}: set it to corrected."
+            f"{', '.join(DETECTORS)}: set it to corrected."
         )

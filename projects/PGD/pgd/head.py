@@ -17,7 +17,7 @@ from kd_d2.modeling.distill_heads import (
 )
 from kd_d2.modeling.views import Stage, ViewRequest
 
-from .config import SWAPS_AXES
+from .config import DETECTORS, SWAPS_AXES
 from .losses import cls_loss, reg_loss
 from .maps import PredictionGuidedMaps, prediction_guided_maps
 
@@ -112,8 +112,8 @@ class PGD(DistillHead):
         decoded = teacher.decoded
         if decoded.per_cell != 1:
             raise ValueError(
-                f"PGD (MODEL.KD.HEADS) needs one location a cell, and the teacher has "
-                f"{decoded.per_cell} anchors in each: take FCOS, ATSS, GFL, AutoAssign or DDOD."
+                "PGD (MODEL.KD.HEADS) needs one location a cell, and the teacher has "
+                f"{decoded.per_cell} anchors in each: take {', '.join(DETECTORS)}."
             )
         boxes, classes = pad_objects(gt)
         maps = self.maps(decoded, boxes, classes)
