@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shapes_report import draw_curves, draw_gains, provenance, read_results, summary
+from workload import positive
 
 from kd_d2.config.rules import ConfigError
 from kd_d2.engine import load_config, user_errors
@@ -73,9 +74,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--methods", nargs="+", choices=[*CONFIGS], default=_USUAL)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--iterations", type=int, help="of each student (default: the configs')")
-    parser.add_argument("--workers", type=int, default=2, help="runs side by side")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
+    parser.add_argument(
+        "--iterations", type=positive, help="of each student (default: the configs')"
+    )
+    parser.add_argument(
+        "--evaluations", type=positive, default=10, help="of each student: the points of its curve"
+    )
+    parser.add_argument("--workers", type=positive, default=2, help="runs side by side")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads of each run")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--output", type=Path, default=Path("output/benchmarks/shapes"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
@@ -110,7 +116,8 @@ def make_run(
     """A run with its seed, on the device of the command line."""
     overrides, length = schedule_overrides(config, iterations)
     overrides |= {"SEED": str(seed), "MODEL.DEVICE": args.device}
-    overrides["TEST.EVAL_PERIOD"] = str(max(1, length // 10))
+    evaluations = 10 if method == "teacher" else args.evaluations
+    overrides["TEST.EVAL_PERIOD"] = str(max(1, length // evaluations))
     if method in HEADS:
         overrides["MODEL.KD.HEADS"] = repr([HEADS[method]])
     overrides |= _SETTINGS.get(method, {})

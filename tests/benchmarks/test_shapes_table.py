@@ -134,6 +134,13 @@ def test_the_plan_trains_one_teacher_for_all_seeds(tmp_path):
     assert all(r.teacher is None for r in runs if r.method != "pkd")
 
 
+def test_students_are_evaluated_as_often_as_wanted_and_their_teacher_for_its_curve(tmp_path):
+    argv = ["--detectors", "atss", "--methods", "pkd", "--seeds", "1", "--iterations", "1200"]
+    [run] = plan(args(tmp_path, *argv, "--evaluations", "1"))
+    assert run.job.overrides["TEST.EVAL_PERIOD"] == "1200"
+    assert run.teacher.job.overrides["TEST.EVAL_PERIOD"] == "160"
+
+
 def test_inheritance_is_a_method_of_its_own(tmp_path):
     methods = ["inherit", "pgd_inherit"]
     control, pgd = plan(
