@@ -1,5 +1,8 @@
 """The frozen teacher's config: a CfgNode of its own, never merged with the student's."""
 
+import os
+from pathlib import Path
+
 from detectron2.config import CfgNode
 
 from kd_d2.config.files import flat_keys, merge_config_file
@@ -54,6 +57,23 @@ def _value(node: CfgNode, key: str):
 
 
 def teacher_weights(cfg: CfgNode) -> str:
-    """Where the teacher's weights are: ``TEACHER.WEIGHTS``, else those of the zoo's config."""
+    """Where the teacher's weights are: ``TEACHER.WEIGHTS``, else those of the zoo's config.
+
+    Raises:
+        FileNotFoundError: for a file that does not exist; says how to train the teacher, if that
+            is what makes the file.
+    """
     node = cfg.MODEL.KD.TEACHER
-    return resolve_weights(node.WEIGHTS, node.CONFIG_FILE)
+    try:
+        return resolve_weights(node.WEIGHTS, node.CONFIG_FILE)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}{_how_to_train(cfg)}") from None
+
+
+def _how_to_train(cfg: CfgNode) -> str:
+    node = cfg.MODEL.KD.TEACHER
+    trained = Path(load_teacher_cfg(cfg).OUTPUT_DIR, "model_final.pth")
+    if trained != Path(node.WEIGHTS):
+        return ""
+    config = os.path.relpath(resolve_config_file(node.CONFIG_FILE))
+    return f" Its training makes it: python train_net.py --config-file {config}"

@@ -146,6 +146,9 @@ def test_missing_teacher_weights(lgd_cfg, tmp_path, tiny_cfg):
         check_config(frozen(lgd_cfg(), CONFIG_FILE=str(path)))
     with pytest.raises(FileNotFoundError, match="nowhere.pth"):
         check_config(frozen(lgd_cfg(), CONFIG_FILE=str(path), WEIGHTS="nowhere.pth"))
+    untrained = {"CONFIG_FILE": str(path), "WEIGHTS": "output/model_final.pth"}
+    with pytest.raises(FileNotFoundError, match=r"training makes it: python .*teacher\.yaml$"):
+        check_config(frozen(lgd_cfg(), **untrained))
 
 
 def test_class_lists_agree_or_are_mapped_by_name(lgd_cfg):
