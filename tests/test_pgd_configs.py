@@ -14,15 +14,16 @@ from kd_d2.config.files import flat_keys
 from kd_d2.config.teacher import load_teacher_cfg
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-# detector -> META_ARCH, key locations, temperature, alpha
-ROWS = {
-    "fcos": ("FCOS", 30, 0.8, 0.04),
-    "auto_assign": ("AutoAssign", 30, 0.4, 0.08),
-    "atss": ("ATSS", 9, 0.8, 0.08),
-    "gfl": ("GFL", 30, 0.8, 0.04),
-    "ddod": ("DDOD", 30, 0.8, 0.08),
+# config -> META_ARCH, key locations, temperature, alpha
+COCO = {
+    "fcos_r101_r50_1x": ("FCOS", 30, 0.8, 0.04),
+    "auto_assign_r101_r50_1x": ("AutoAssign", 30, 0.4, 0.08),
+    "atss_r101_r50_1x": ("ATSS", 9, 0.8, 0.08),
+    "gfl_r101_r50_1x": ("GFL", 30, 0.8, 0.04),
+    "ddod_r101_r50_1x": ("DDOD", 30, 0.8, 0.08),
+    "fcos_r101_mobilenet_v2_1x": ("FCOS", 30, 0.8, 0.04),
+    "atss_r101_mobilenet_v2_1x": ("ATSS", 9, 0.8, 0.04),
 }
-COCO = [f"{d}_r101_r50_1x" for d in ROWS]
 CROWD = "ddod_r101_r50_crowdhuman_12e"
 
 
@@ -54,7 +55,7 @@ def plain_of(name):
 
 @pytest.mark.parametrize("name", COCO)
 def test_constants_of_the_paper(name):
-    arch, topk, temperature, alpha = ROWS[name.removesuffix("_r101_r50_1x")]
+    arch, topk, temperature, alpha = COCO[name]
     cfg = load(name)
     kd, pgd = cfg.MODEL.KD, cfg.MODEL.KD.PGD
     assert (arch, topk, temperature, alpha) == (kd.STUDENT, pgd.TOPK, pgd.TEMPERATURE, pgd.ALPHA)
@@ -86,7 +87,11 @@ def test_the_teacher_is_the_same_detector_on_a_larger_backbone(name):
     student, teacher = load(plain_of(name)), load_teacher_cfg(load(name))
     assert teacher.MODEL.RESNETS.DEPTH == 101 and student.MODEL.RESNETS.DEPTH == 50
     keys = {k for k in different(student, teacher) if k.startswith("MODEL.")}
-    assert keys <= {"MODEL.RESNETS.DEPTH", "MODEL.WEIGHTS"}
+    backbone = {"MODEL.RESNETS.DEPTH", "MODEL.WEIGHTS"}
+    if "mobilenet" in name:
+        backbone |= {"MODEL.BACKBONE.NAME", "MODEL.BACKBONE.FREEZE_AT", "MODEL.RESNETS.NORM"}
+        assert (student.MODEL.BACKBONE.FREEZE_AT, student.MODEL.RESNETS.NORM) == (0, "BN")
+    assert keys == backbone
     assert not teacher.SOLVER.CLIP_GRADIENTS.ENABLED
     assert teacher.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
 

@@ -14,6 +14,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 
 from .atomic import atomic_write
 from .converters import FOREIGN_NAMES, misfit
+from .mobilenet_weights import convert_mobilenet_release, is_mobilenet_release
 from .names import STUDENT, add_prefix, is_distillation_state, strip_module, student_state
 from .reading import CheckpointError, local_weights_path, read_checkpoint
 from .swin_weights import convert_swin_release, is_swin_release
@@ -169,6 +170,10 @@ class KDCheckpointer(DetectionCheckpointer):
             kind = "ImageNet weights of a Swin Transformer"
             weights = convert_swin_release(weights, student_state(own), self._source)
             checkpoint.pop("matching_heuristics", None)  # these names match exactly
+        elif is_mobilenet_release(weights):
+            kind = "ImageNet weights of a MobileNetV2"
+            weights = convert_mobilenet_release(weights, student_state(own), self._source)
+            checkpoint.pop("matching_heuristics", None)
         if is_distillation_state(weights) and not into_distiller:
             kind, weights = "student of a distillation checkpoint", student_state(weights)
         elif into_distiller and not is_distillation_state(weights):

@@ -65,6 +65,8 @@ def detector_settings(state: State) -> dict[str, Any]:
     elif f"{_BOTTOM_UP}patch_embed.proj.weight" in state:
         settings["backbone"] = "Swin"
         settings |= _swin(state)
+    elif f"{_BOTTOM_UP}features.0.0.weight" in state:
+        settings["backbone"] = "MobileNetV2"
     return settings | _fpn(state)
 
 

@@ -12,9 +12,12 @@ _EXTRA = {
     "build_resnet_fpn_backbone": 1,
     "build_narrow_resnet_fpn_backbone": 1,
     "build_retinanet_resnet_fpn_backbone": 2,
+    "build_mobilenet_v2_fpn_backbone": 1,
     "build_dense_resnet_fpn_backbone": 2,
+    "build_dense_mobilenet_v2_fpn_backbone": 2,
     "build_narrow_retinanet_resnet_fpn_backbone": 2,
 }
+_BARE = ("build_resnet_backbone", "build_narrow_resnet_backbone", "build_mobilenet_v2_backbone")
 _SWIN_PYRAMIDS = {
     "build_swin_fpn_backbone": ["p2", "p3", "p4", "p5", "p6"],
     "build_retinanet_swin_fpn_backbone": ["p3", "p4", "p5", "p6", "p7"],
@@ -72,15 +75,17 @@ def backbone_levels(cfg: CfgNode) -> list[str] | None:
     name, model = cfg.MODEL.BACKBONE.NAME, cfg.MODEL
     if name in _SWIN_PYRAMIDS:
         return _SWIN_PYRAMIDS[name]
-    bare = name in ("build_resnet_backbone", "build_narrow_resnet_backbone")
-    if not bare and name not in _EXTRA:
+    if name not in _BARE and name not in _EXTRA:
         return None
     outputs = list(model.RESNETS.OUT_FEATURES)
-    if not set(outputs) <= {"stem", *_STAGES}:
+    network, has = "ResNet", ["stem", *_STAGES]
+    if "mobilenet" in name:
+        network, has = "MobileNetV2", _STAGES
+    if not outputs or not set(outputs) <= set(has):
         raise ConfigError(
-            f"MODEL.RESNETS.OUT_FEATURES is {outputs}; a ResNet has stem, {', '.join(_STAGES)}."
+            f"MODEL.RESNETS.OUT_FEATURES is {outputs}; a {network} has {', '.join(has)}."
         )
-    if bare:
+    if name in _BARE:
         return outputs
     asked = list(model.FPN.IN_FEATURES)
     first = _STAGES.index(asked[0]) if asked and asked[0] in _STAGES else 0

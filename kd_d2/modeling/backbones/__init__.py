@@ -11,6 +11,12 @@ from kd_d2.modeling.backbones.dense_fpn import (
     build_dense_resnet_fpn_backbone,
     dense_fpn,
 )
+from kd_d2.modeling.backbones.mobilenet_v2 import (
+    MobileNetV2,
+    build_dense_mobilenet_v2_fpn_backbone,
+    build_mobilenet_v2_backbone,
+    build_mobilenet_v2_fpn_backbone,
+)
 from kd_d2.modeling.backbones.narrow_resnet import (
     build_narrow_resnet_backbone,
     build_narrow_resnet_fpn_backbone,
@@ -29,10 +35,14 @@ install_deform_conv()
 __all__ = [
     "DeformConv",
     "LinearLastLevelP6P7",
+    "MobileNetV2",
     "ModulatedDeformConv",
     "Swin",
     "add_backbone_config",
+    "build_dense_mobilenet_v2_fpn_backbone",
     "build_dense_resnet_fpn_backbone",
+    "build_mobilenet_v2_backbone",
+    "build_mobilenet_v2_fpn_backbone",
     "build_narrow_resnet_backbone",
     "build_narrow_resnet_fpn_backbone",
     "build_narrow_retinanet_resnet_fpn_backbone",
