@@ -33,6 +33,23 @@ TITLES = {
 }
 
 
+def title(method: str) -> str:
+    """
+    >>> title("pkd"), title("pkd@0.1")
+    ('PKD', 'PKD x 0.1')
+    """
+    name, _, factor = method.partition("@")
+    return TITLES[name] + (f" x {factor}" if factor else "")
+
+
+def methods_of(results: list[dict]) -> list[str]:
+    """Their methods in the order of TITLES, each before those with a factor."""
+    names = list(TITLES)
+    return sorted(
+        {r["method"] for r in results}, key=lambda m: (names.index(m.partition("@")[0]), m)
+    )
+
+
 def read_results(folder: Path) -> list[dict]:
     """All results that are kept in a folder."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("shapes_*.json"))]
@@ -52,8 +69,9 @@ def mean_sd(values: list[float], sign: str = "") -> str:
 def summary(results: list[dict]) -> str:
     """Markdown: one table for each detector and schedule, means ± sample standard deviations.
 
-    Step times stand beside their ratios to the plain student's. The last column pairs runs of equal
-    seed, so that what a seed does to all methods cancels.
+    Step times stand beside their ratios to the plain student's, and detection's share is that of
+    the detection losses in the gradient of the features in the first iterations. The last column
+    pairs runs of equal seed, so that what a seed does to all methods cancels.
     """
     parts = []
     for detector, iterations in sorted(
@@ -67,7 +85,9 @@ def summary(results: list[dict]) -> str:
         plain = {r["seed"]: r for r in mine if r["method"] == "plain"}
         masks = ["mask AP"] * any(_mask_ap(r) is not None for r in mine)
         memory = ["memory"] * any(r.get("peak_memory") for r in mine)
-        columns = ["seeds", *SCORES, *masks, "AP of its teacher", "step", *memory, "AP vs plain"]
+        share = ["detection's share"] * any(r.get("detection_share") for r in mine)
+        extra = ["AP of its teacher", *share, "step", *memory]
+        columns = ["seeds", *SCORES, *masks, *extra, "AP vs plain"]
         columns += ["mask AP vs plain"] * bool(masks)
         lines = [
             f"**{detector}, {iterations} iterations**",
@@ -75,17 +95,15 @@ def summary(results: list[dict]) -> str:
             f"| | {' | '.join(columns)} |",
             "|---|" + "---:|" * len(columns),
         ]
-        for method in TITLES:
+        for method in methods_of(mine):
             runs = [r for r in mine if r["method"] == method]
-            if runs:
-                teachers = _teachers(results, runs)
-                lines.append(_row(TITLES[method], runs, plain, teachers, columns))
+            lines.append(_row(title(method), runs, plain, _teachers(results, runs), columns))
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or "No results yet."
 
 
 def _students(results: list[dict]) -> list[dict]:
-    return [r for r in results if r["method"] in TITLES]
+    return [r for r in results if r["method"].partition("@")[0] in TITLES]
 
 
 def _teachers(results: list[dict], runs: list[dict]) -> list[float]:
@@ -119,6 +137,9 @@ def _row(
     if masks:
         cells.append(mean_sd([_mask_ap(r) or 0.0 for r in runs]))
     cells.append(mean_sd(teachers))
+    if "detection's share" in columns:
+        shares = [r["detection_share"] for r in runs if r.get("detection_share")]
+        cells.append(f"{fmean(shares):.1%}" if shares else "-")
     times = [1e3 * r["seconds_per_step"] for r in runs if r["seconds_per_step"]]
     usual = [1e3 * r["seconds_per_step"] for r in plain.values() if r["seconds_per_step"]]
     times_plain = f" ({fmean(times) / fmean(usual):.2f})" if times and usual else ""
@@ -154,14 +175,12 @@ def draw_curves(path: Path, results: list[dict]) -> None:
     for axes, (detector, iterations) in zip(
         figure.subplots(1, max(len(schedules), 1), squeeze=False)[0], schedules, strict=False
     ):
-        for method, color in zip(TITLES, (*COLORS, *colormaps["tab10"].colors), strict=False):
-            runs = [
-                r
-                for r in students
-                if (r["detector"], r["iterations"], r["method"]) == (detector, iterations, method)
-            ]
+        mine = [r for r in students if (r["detector"], r["iterations"]) == (detector, iterations)]
+        colors = (*COLORS, *colormaps["tab20"].colors)
+        for method, color in zip(methods_of(mine), colors, strict=False):
+            runs = [r for r in mine if r["method"] == method]
             curves = [r["curve"] for r in runs if r["curve"]]
-            _draw(axes, curves, color, "o-", f"{TITLES[method]} ({len(curves)})")
+            _draw(axes, curves, color, "o-", f"{title(method)} ({len(curves)})")
             _draw(axes, [r.get("teacher_curve", []) for r in runs], color, ":")
         axes.set_title(f"{detector}, {iterations} iterations", fontsize=11)
         axes.set_xlabel("iteration")
@@ -185,20 +204,20 @@ def draw_gains(path: Path, results: list[dict]) -> None:
         mine = [r for r in students if (r["detector"], r["iterations"]) == schedule]
         plain = {r["seed"]: _box_ap(r) for r in mine if r["method"] == "plain"}
         gains = {
-            TITLES[m]: [
+            title(m): [
                 _box_ap(r) - plain[r["seed"]]
                 for r in mine
                 if r["method"] == m and r["seed"] in plain
             ]
-            for m in TITLES
+            for m in methods_of(mine)
             if m != "plain"
         }
-        gains = {title: values for title, values in reversed(gains.items()) if values}
+        gains = {name: values for name, values in reversed(gains.items()) if values}
         axes.barh(
             [*gains], [fmean(values) for values in gains.values()], color=COLORS[1], alpha=0.6
         )
-        for title, values in gains.items():
-            axes.plot(values, [title] * len(values), "k.", markersize=4)
+        for name, values in gains.items():
+            axes.plot(values, [name] * len(values), "k.", markersize=4)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_title("{}, {} iterations".format(*schedule), fontsize=11)
         axes.set_xlabel("AP against the plain student")

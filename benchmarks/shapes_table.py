@@ -2,11 +2,13 @@
 
     python benchmarks/shapes_table.py --seeds 1 2 3                    # hours on two CPU cores
     python benchmarks/shapes_table.py --seeds 1 2 3 --detectors atss gfl --methods plain pkd pgd
+    python benchmarks/shapes_table.py --seeds 1 2 3 --detectors atss --methods pgd pgd@0.1
     python benchmarks/shapes_table.py --seeds 1 2 3 --device cuda --workers 4
     python benchmarks/shapes_table.py --table-only --curves curves.png
 
 Each run is a run of train_net.py with a config of configs/quickstart. Finished runs are kept as one
 JSON file each in benchmarks/results, and are not repeated. Paths are relative to the checkout.
+A method with a number behind it has its distillation losses times that.
 """
 
 import argparse
@@ -72,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--detectors", nargs="+", default=["retinanet", "fcos", "faster_rcnn", "mask_rcnn"]
     )
-    parser.add_argument("--methods", nargs="+", choices=[*CONFIGS], default=_USUAL)
+    parser.add_argument("--methods", nargs="+", type=known_method, default=_USUAL)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument(
         "--iterations", type=positive, help="of each student (default: the configs')"
@@ -93,9 +95,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def known_method(text: str) -> str:
+    """A key of CONFIGS; if it has a frozen teacher, perhaps with a factor of its losses.
+
+    >>> known_method("pkd@0.1")
+    'pkd@0.1'
+    """
+    name, at, factor = text.partition("@")
+    is_number = factor.replace(".", "", 1).isdecimal()
+    if name not in CONFIGS or (at and not (is_number and name in HEADS)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is none of {', '.join(CONFIGS)}; of these {', '.join(HEADS)} may have a "
+            "factor, e.g. pkd@0.1"
+        )
+    return text
+
+
 @dataclass
 class Run:
-    """One cell of the comparison. ``method`` is a key of CONFIGS, or "teacher"."""
+    """One cell of the comparison. ``method``: see :func:`known_method`, or "teacher"."""
 
     detector: str
     method: str
@@ -118,9 +136,12 @@ def make_run(
     overrides |= {"SEED": str(seed), "MODEL.DEVICE": args.device}
     evaluations = 10 if method == "teacher" else args.evaluations
     overrides["TEST.EVAL_PERIOD"] = str(max(1, length // evaluations))
-    if method in HEADS:
-        overrides["MODEL.KD.HEADS"] = repr([HEADS[method]])
-    overrides |= _SETTINGS.get(method, {})
+    name, _, factor = method.partition("@")
+    if name in HEADS:
+        overrides["MODEL.KD.HEADS"] = repr([HEADS[name]])
+    overrides |= _SETTINGS.get(name, {})
+    if factor:
+        overrides["MODEL.KD.HEAD_WEIGHTS"] = repr([float(factor)])
     if teacher is not None:
         overrides["MODEL.KD.TEACHER.WEIGHTS"] = str(teacher.job.output / "model_final.pth")
     job = Job(
@@ -129,7 +150,7 @@ def make_run(
         output=args.output / f"{detector}_{method}_{length}it_seed{seed}",
         iterations=length,
         overrides=overrides,
-        cost=_COSTS[method],
+        cost=_COSTS[name],
         num_gpus=int(args.device == "cuda"),
     )
     return Run(detector, method, seed, job, teacher)
@@ -140,14 +161,15 @@ def plan(args: argparse.Namespace) -> list[Run]:
     runs = []
     for detector in args.detectors:
         for method in args.methods:
-            config = CONFIGS[method].format(detector)
+            name = method.partition("@")[0]
+            config = CONFIGS[name].format(detector)
             if not Path(config).is_file():
                 print(f"Left out: there is no {config}.", file=sys.stderr)
                 continue
-            if refusal := refused(config, method):
+            if refusal := refused(config, name):
                 print(f"Left out: {detector} {method}. {refusal}", file=sys.stderr)
                 continue
-            teacher = make_teacher(args, config) if method in HEADS else None
+            teacher = make_teacher(args, config) if name in HEADS else None
             runs += [
                 make_run(args, detector, method, seed, config, args.iterations, teacher)
                 for seed in args.seeds
@@ -207,6 +229,7 @@ def write_result(args: argparse.Namespace, run: Run, machine: dict) -> None:
         "teacher_scores": metrics.scores("bbox_teacher"),
         "seconds_per_step": metrics.seconds_per_step(),
         "peak_memory": run.job.peak_memory(),
+        "detection_share": metrics.first("gradient_share/detection"),
         "curve": list(zip(*metrics.series("bbox/AP"), strict=True)),
         "teacher_curve": list(zip(*metrics.series("bbox_teacher/AP"), strict=True)),
         "command": shlex.join(["python", *run.job.command(Path("train_net.py"))[1:]]),

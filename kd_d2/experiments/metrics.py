@@ -50,6 +50,11 @@ class Metrics:
         values = self.series(name)[1]
         return values[-1] if values else None
 
+    def first(self, name: str) -> float | None:
+        """The first value of a scalar, None if it was never written."""
+        values = self.series(name)[1]
+        return values[0] if values else None
+
     def scores(self, task: str = "bbox") -> dict[str, float | None]:
         """The last evaluation: AP, AP50, ... in percent; None where there was nothing to find."""
         values = {name: self.latest(f"{task}/{name}") for name in SCORES}

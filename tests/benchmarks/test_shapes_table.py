@@ -61,6 +61,40 @@ def test_memory_has_a_column_where_it_is_known():
     assert "memory" not in summary([result("plain", 1, 10.0)])
 
 
+def test_the_share_of_detection_has_a_column_where_it_is_known():
+    results = [result("plain", 1, 10.0), result("pkd", 1, 12.0) | {"detection_share": 0.025}]
+    text = summary([*results, result("cwd", 1, 12.0) | {"detection_share": None}])
+    assert "| AP of its teacher | detection's share | step | AP vs plain |" in text
+    shares = [row(text, name)[-3] for name in ("plain student", "PKD", "CWD")]
+    assert shares == ["-", "2.5%", "-"]
+    assert "share" not in summary(results[:1])
+
+
+def test_a_method_with_a_factor_has_a_row_and_a_run_of_its_own(tmp_path):
+    results = [result(m, 1, ap) for m, ap in (("pkd@0.1", 14.0), ("pkd", 12.0), ("plain", 9.0))]
+    text = summary(results)
+    assert [x.split("|")[1].strip() for x in text.splitlines()[4:]] == [
+        "plain student",
+        "PKD",
+        "PKD x 0.1",
+    ]
+    assert row(text, "PKD x 0.1")[-1] == "+5.0"
+    draw_gains(tmp_path / "gains.png", results)
+    whole, tenth = plan(
+        args(tmp_path, "--detectors", "atss", "--methods", "pgd", "pgd@0.1", "--seeds", "1")
+    )
+    assert whole.job.output != tenth.job.output and whole.teacher.job == tenth.teacher.job
+    assert tenth.job.overrides["MODEL.KD.HEAD_WEIGHTS"] == "[0.1]"
+    assert "MODEL.KD.HEAD_WEIGHTS" not in whole.job.overrides
+
+
+@pytest.mark.parametrize("method", ["lgd@0.1", "plane", "pkd@half"])
+def test_methods_that_there_are_not(method, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        args(tmp_path, "--methods", method)
+    assert "pkd" in capsys.readouterr().err
+
+
 def test_gains_are_drawn(tmp_path):
     runs = [result(m, s, ap + s) for m, ap in (("plain", 9.0), ("pkd", 12.0)) for s in (1, 2)]
     draw_gains(tmp_path / "gains.png", runs)

@@ -39,6 +39,7 @@ def test_the_last_evaluation_belongs_to_the_last_iteration(tmp_path):
     assert metrics.iterations_done() == 40
     assert metrics.series("bbox/AP") == ([20, 40], [1.0, 7.0])
     assert metrics.latest("bbox/AP") == 7.0
+    assert metrics.first("bbox/AP") == 1.0 and metrics.first("nothing") is None
 
 
 def test_a_resumed_run_overwrites_what_it_repeats(tmp_path):
