@@ -13,11 +13,11 @@ from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, Backbone
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor
 from torchvision.models import mobilenet_v2
 
 from kd_d2.modeling.backbones.dense_fpn import dense_fpn
+from kd_d2.modeling.backbones.rcnn_fpn import rcnn_fpn
 
 __all__ = [
     "MobileNetV2",
@@ -107,15 +107,8 @@ def build_mobilenet_v2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MobileN
 
 @BACKBONE_REGISTRY.register()
 def build_mobilenet_v2_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """The pyramid of the R-CNNs: P6 is the max-pooled coarsest level of the FPN."""
-    return FPN(
-        bottom_up=build_mobilenet_v2_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    """The pyramid of the R-CNNs, see :func:`rcnn_fpn`."""
+    return rcnn_fpn(cfg, build_mobilenet_v2_backbone(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()

@@ -9,10 +9,10 @@ Detectron2; they take ``MODEL.RESNETS.STEM_OUT_CHANNELS`` and ``RES2_OUT_CHANNEL
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, ResNet
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
 
 from kd_d2.modeling.backbones.dense_fpn import dense_fpn
+from kd_d2.modeling.backbones.rcnn_fpn import rcnn_fpn
 
 _BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -59,15 +59,8 @@ def build_narrow_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
 
 @BACKBONE_REGISTRY.register()
 def build_narrow_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """The pyramid of the R-CNNs: P6 is the max-pooled coarsest level of the FPN."""
-    return FPN(
-        bottom_up=build_narrow_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    """The pyramid of the R-CNNs, see :func:`rcnn_fpn`."""
+    return rcnn_fpn(cfg, build_narrow_resnet_backbone(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
