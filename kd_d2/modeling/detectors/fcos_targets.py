@@ -8,8 +8,10 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+# limits of denominators and of an IoU in a logarithm, all as in mmdetection
 _LEAST_IOU = 1e-6
-_EPS = torch.finfo(torch.float32).eps
+_LEAST_UNION = 1e-6
+_EPS = 1e-7
 
 
 def level_ranges(sizes_of_interest: list[float]) -> list[tuple[float, float]]:
@@ -107,7 +109,7 @@ def centerness_targets(distances: Tensor) -> Tensor:
 def giou_loss_of_distances(predicted: Tensor, target: Tensor) -> Tensor:
     """1 - GIoU of two boxes given by their distances from one point (arXiv 1902.09630).
 
-    Denominators are clamped at the float32 epsilon, and nothing is smoothed.
+    Denominators are at least 1e-7, and nothing is smoothed.
 
     Args:
         predicted: (..., 4).
@@ -135,7 +137,7 @@ def iou_of_distances(predicted: Tensor, target: Tensor) -> Tensor:
     (tensor(1.), tensor(0.2500))
     """
     intersection, union = _intersection_and_union(predicted, target)
-    return intersection / union.clamp(min=_EPS)
+    return intersection / union.clamp(min=_LEAST_UNION)
 
 
 def iou_loss_of_distances(predicted: Tensor, target: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from kd_d2.config.rules import (
 # Detectors for which the release tests whether a point lies in a box with x and y swapped
 SWAPS_AXES = ("FCOS", "AutoAssign")
 DETECTORS = ("FCOS", "ATSS", "GFL", "AutoAssign", "DDOD")
+FAULTS = ("shared_masks", "swapped_axes", "mixed_strides")
 
 
 def add_pgd_config(cfg: CN) -> None:
@@ -43,10 +44,12 @@ def add_pgd_config(cfg: CN) -> None:
     pgd.DELTA = 0.0008
     # Factors of the classification tower's imitation, one for each level from fine to coarse.
     pgd.LEVEL_WEIGHTS = [1.0, 1.25, 1.5, 1.75, 2.0]
-    # "corrected", or "reference": what the release computes, its faults included (masks of all
-    # images on each image; x and y swapped in FCOS and AutoAssign; GFL's boxes with the stride of
-    # another level), to reproduce published results. See projects/PGD/README.md.
+    # "corrected", or "reference": what the release computes, its faults included, to reproduce
+    # published results. See projects/PGD/README.md.
     pgd.MODE = "corrected"
+    # Which of them "reference" has. shared_masks: masks of all images on each image; swapped_axes:
+    # x and y in FCOS and AutoAssign; mixed_strides: GFL's boxes with the stride of another level.
+    pgd.REFERENCE_FAULTS = list(FAULTS)
 
 
 _VALUES = {
@@ -59,6 +62,7 @@ _VALUES = {
     **{key: number(least=0) for key in ("ALPHA", "BETA", "GAMMA", "DELTA")},
     "LEVEL_WEIGHTS": list_of(number(least=0), "numbers, one for each level", empty=False),
     "MODE": one_of("corrected", "reference"),
+    "REFERENCE_FAULTS": list_of(one_of(*FAULTS), f"some of {', '.join(FAULTS)}"),
 }
 
 

@@ -53,14 +53,14 @@ class PGD(DistillHead):
         gamma: float = 0.128,
         delta: float = 0.0008,
         level_weights: tuple[float, ...] = (1.0, 1.25, 1.5, 1.75, 2.0),
-        share_masks: bool = False,
-        swap_axes: bool = False,
-        mix_strides: bool = False,
+        shared_masks: bool = False,
+        swapped_axes: bool = False,
+        mixed_strides: bool = False,
     ):
         """
         Args:
             student_shapes, teacher_shapes: level name -> ShapeSpec, of equal strides and channels.
-            share_masks, swap_axes, mix_strides: the three faults of the release, see
+            shared_masks, swapped_axes, mixed_strides: the three faults of the release, see
                 :func:`cls_loss`, :func:`prediction_guided_maps` and :func:`with_mixed_strides`.
 
         The others are explained at the config keys, see :func:`add_pgd_config`.
@@ -90,21 +90,22 @@ class PGD(DistillHead):
         self.temperature = temperature
         self.alpha, self.beta, self.gamma, self.delta = alpha, beta, gamma, delta
         self.level_weights = tuple(level_weights)
-        self.share_masks = share_masks
-        self.swap_axes = swap_axes
-        self.mix_strides = mix_strides
+        self.shared_masks = shared_masks
+        self.swapped_axes = swapped_axes
+        self.mixed_strides = mixed_strides
 
     @classmethod
     def from_config(cls, cfg: CfgNode, student_shapes, teacher_shapes) -> dict:
         pgd, student = cfg.MODEL.KD.PGD, cfg.MODEL.KD.STUDENT
-        reference = pgd.MODE == "reference"
+        faults = pgd.REFERENCE_FAULTS if pgd.MODE == "reference" else ()
+        own = {k.lower(): v for k, v in pgd.items() if k not in ("MODE", "REFERENCE_FAULTS")}
         return {
             "student_shapes": student_shapes,
             "teacher_shapes": teacher_shapes,
-            **{key.lower(): value for key, value in pgd.items() if key != "MODE"},
-            "share_masks": reference,
-            "swap_axes": reference and student in SWAPS_AXES,
-            "mix_strides": reference and student == "GFL",
+            **own,
+            "shared_masks": "shared_masks" in faults,
+            "swapped_axes": "swapped_axes" in faults and student in SWAPS_AXES,
+            "mixed_strides": "mixed_strides" in faults and student == "GFL",
         }
 
     def forward(self, student, teacher, gt) -> dict[str, Tensor]:
@@ -132,7 +133,7 @@ class PGD(DistillHead):
                 alpha=self.alpha,
                 beta=self.beta,
                 level_weight=self.level_weights[i],
-                share_masks=self.share_masks,
+                share_masks=self.shared_masks,
                 **shared,
             )
             losses[f"loss_pgd_reg_{level}"] = reg_loss(
@@ -148,7 +149,7 @@ class PGD(DistillHead):
         self, decoded: DensePredictions, boxes: Tensor, classes: Tensor
     ) -> PredictionGuidedMaps:
         """The maps of a batch; see :func:`prediction_guided_maps`."""
-        if self.mix_strides:
+        if self.mixed_strides:
             decoded = replace(decoded, boxes=with_mixed_strides(decoded))
         # float32, whatever the teacher computes in: products of small numbers decide the ranks
         with torch.autocast(boxes.device.type, enabled=False):
@@ -159,7 +160,7 @@ class PGD(DistillHead):
                 k=self.topk,
                 low_bound=self.low_bound,
                 jitter=self.jitter,
-                transposed=self.swap_axes,
+                transposed=self.swapped_axes,
                 **self.exponents,
             )
 

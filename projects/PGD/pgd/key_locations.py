@@ -28,7 +28,7 @@ def select_key_locations(log_quality: Tensor, valid: Tensor, k: int) -> tuple[Te
     """The ``k`` locations of highest quality of each object, over all levels jointly.
 
     Args:
-        log_quality: (N, M, A), finite.
+        log_quality: (N, M, A), finite. Among equal ones it is torch's business which are taken.
         valid: (N, A), which locations may be chosen.
 
     Returns:
@@ -59,12 +59,15 @@ def gaussian_weights(points: Tensor, counted: Tensor, jitter: bool = True) -> Te
     tensor([0.4966, 0.2725, 0.4966, 0.2725])
     """
     fitted = points + (torch.rand_like(points) - 0.5) * _JITTER if jitter else points
-    share = counted / counted.sum(-1, keepdim=True).clamp(min=1)  # (..., k)
-    mean = (fitted * share[..., None]).sum(-2, keepdim=True)
-    dx, dy = (fitted - mean).unbind(-1)
-    xx, xy, yy = (
-        (share * product).sum(-1, keepdim=True) for product in (dx * dx, dx * dy, dy * dy)
-    )
-    dx, dy = (points - mean).unbind(-1)
-    squared = (yy * dx * dx - 2 * xy * dx * dy + xx * dy * dy) / (xx * yy - xy * xy + _EPS)
-    return torch.exp(-0.5 * squared) * counted
+    fitted, points, counted = fitted.double(), points.double(), counted[..., None].double()
+    count = counted.sum(-2, keepdim=True).clamp(min=1)  # (..., 1, 1)
+    total = (fitted * counted).sum(-2, keepdim=True)
+    # Deviations are multiplied by the count instead of dividing the total: exact for whole pixels,
+    # so that points on a line have no area at all.
+    dx, dy = ((count * fitted - total) * counted).split(1, -1)
+    xx, xy, yy = (product.sum(-2, keepdim=True) for product in (dx * dx, dx * dy, dy * dy))
+    determinant = (xx * yy - xy * xy).clamp(min=0) / count**6
+    dx, dy = (count * points - total).split(1, -1)
+    squared = (dx * (yy * dx - xy * dy) + dy * (xx * dy - xy * dx)) / count**5
+    squared = squared.clamp(min=0) / (determinant + _EPS)
+    return (torch.exp(-0.5 * squared) * counted).squeeze(-1).float()

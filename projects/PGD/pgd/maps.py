@@ -14,8 +14,10 @@ from kd_d2.modeling.quality import probability_and_iou
 
 from .key_locations import gaussian_weights, log_quality, select_key_locations
 
-# Probabilities and IoUs of 0 count as this: their logarithms are finite, and rank last.
-_LEAST = 1e-30
+# The logarithm of 0: finite, and so low that the other factor of a quality drowns in it. Qualities
+# of 0 are equal, then, and an object with few overlapping predictions has its last key locations
+# anywhere, as in the release.
+_LOG_0 = -1e30
 
 
 @dataclass
@@ -64,7 +66,7 @@ def prediction_guided_maps(
             does for FCOS and AutoAssign.
     """
     log_probability, log_iou = (
-        x.clamp_(min=_LEAST).log_()
+        x.log_().clamp_(min=_LOG_0)
         for x in probability_and_iou(teacher.logits, teacher.boxes, boxes, classes)
     )
     points = teacher.points.flip(-1) if transposed else teacher.points

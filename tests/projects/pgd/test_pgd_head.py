@@ -125,6 +125,26 @@ def test_modes_differ_where_the_release_errs(pgd_cfg, build, random_batch, stora
     assert torch.equal(reference[5:], corrected[5:])  # the box tower's loss has no shared masks
 
 
+@pytest.mark.parametrize(
+    ("arch", "fault", "changes"),
+    [
+        ("FCOS", "swapped_axes", True),
+        ("ATSS", "swapped_axes", False),
+        ("FCOS", "shared_masks", True),
+        ("GFL", "mixed_strides", True),
+        ("FCOS", "mixed_strides", False),
+    ],
+)
+def test_each_fault_can_be_had_alone(arch, fault, changes, pgd_cfg, build, random_batch, storage):
+    def loss(faults):
+        torch.manual_seed(0)
+        settings = {"MODE": "reference", "REFERENCE_FAULTS": faults, "JITTER": False, "TOPK": 9}
+        losses = build(pgd_cfg(arch, **settings)).train()(random_batch())
+        return torch.stack([losses[name] for name in sorted(LOSSES)])
+
+    assert torch.equal(loss([fault]), loss([])) != changes
+
+
 def test_gfl_boxes_with_the_strides_of_other_levels():
     # two levels of one location each; distances 1 in units of the stride
     points, strides = torch.tensor([[8.0, 8], [16, 16]]), torch.tensor([8.0, 16])

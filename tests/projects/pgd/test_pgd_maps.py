@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from kd_d2.modeling.dense_predictions import DensePredictions
+from kd_d2.modeling.quality import probability_and_iou, quality_score
 from kd_d2.projects.pgd import (
     gaussian_weights,
     prediction_guided_maps,
@@ -127,6 +128,24 @@ def test_a_huge_image_of_zeros_stays_finite():
     assert all(torch.isfinite(x).all() for x in (maps.cls, maps.reg, maps.background))
 
 
+@pytest.mark.parametrize("k", [9, 30])
+def test_an_object_with_few_overlaps_is_filled_up_without_a_look_at_the_class(k):
+    decoded, boxes, labels, _ = random_case(5)
+    decoded.boxes = torch.cat((decoded.points - 3, decoded.points + 3), 1).expand(2, -1, -1)
+    maps = prediction_guided_maps(decoded, boxes, labels, k=k, jitter=False, **EXPONENTS)
+    fit = probability_and_iou(decoded.logits, decoded.boxes, boxes, labels)
+    for exponent, fore in zip(EXPONENTS.values(), (maps.cls, maps.reg), strict=True):
+        quality = quality_score(*fit, exponent)
+        assert ((quality > 0).sum(-1) < k).any()  # the others tie, in the order of topk
+        key = quality.topk(k, dim=-1).indices
+        weights = gaussian_weights(decoded.points[key], torch.ones_like(key).bool(), jitter=False)
+        weights = weights * inside(decoded.points[key], boxes[:, :, None])
+        expected = torch.zeros(2, decoded.points.shape[0]).scatter_reduce(
+            1, key.flatten(1), weights.flatten(1), "amax"
+        )
+        torch.testing.assert_close(fore, expected)
+
+
 # ---- the parts
 
 
@@ -163,6 +182,17 @@ def test_singular_fits_stay_between_0_and_1(points):
     for jitter in (False, True):
         weights = gaussian_weights(points, counted, jitter)
         assert torch.isfinite(weights).all() and (weights >= 0).all() and (weights <= 1).all()
+
+
+@pytest.mark.parametrize("k", [2, 3, 7, 9, 30])
+@pytest.mark.parametrize("slope", [[1.0, 0], [0, 1], [1, 1], [3, -2]])
+def test_points_on_a_line_all_weigh_1(k, slope):
+    along = torch.randint(160, (50, k, 1), generator=torch.Generator().manual_seed(k)) * 8
+    points = (along * torch.tensor(slope) + 5).float()
+    counted = torch.ones(50, k, dtype=torch.bool)
+    torch.testing.assert_close(gaussian_weights(points, counted, jitter=False), torch.ones(50, k))
+    weights = gaussian_weights(points, counted)
+    assert torch.isfinite(weights).all() and (weights >= 0).all() and (weights <= 1).all()
 
 
 def test_jitter_moves_weights_a_little_and_each_time():
