@@ -195,8 +195,12 @@ class KDCheckpointer(DetectionCheckpointer):
                 "the config that the run began with, or choose another OUTPUT_DIR."
             )
         for key, part in self.checkpointables.items():
-            if key in checkpoint and hasattr(part, "check_state_dict"):
+            if key not in checkpoint:
+                logger.warning("'%s' was written without a %s: it begins now.", self._source, key)
+            elif hasattr(part, "check_state_dict"):
                 part.check_state_dict(checkpoint[key])
+        for key in checkpoint.keys() - self.checkpointables.keys() - {"model", "iteration"}:
+            logger.warning("'%s' was written with a %s: it ends here.", self._source, key)
 
     def _refuse_foreign(self, weights: Mapping) -> None:
         for source, beginning in FOREIGN_NAMES.items():

@@ -14,7 +14,9 @@ from kd_d2.config.student import DISTILLERS, is_distiller
 from kd_d2.config.values import VALUES
 from kd_d2.model_zoo import check_weights_name
 from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY
+from kd_d2.modeling.head_weights import HeadWeight
 from kd_d2.modeling.phases import phase_length
+from kd_d2.modeling.stages import UnknownFamilyError, check_trains_by_stages
 from kd_d2.modeling.teachers import TEACHER_REGISTRY
 from kd_d2.projects import check_project_configs
 
@@ -66,11 +68,17 @@ def check_config(cfg: CfgNode) -> None:
         if not isinstance(head, str):
             raise ConfigError(f'MODEL.KD.HEADS must hold names, e.g. ["PKD"], and has {head!r}.')
         check_known(DISTILL_HEAD_REGISTRY.kind, head, DISTILL_HEAD_REGISTRY)
+    _check_stages(cfg)
     _check_heads(cfg)
     _check_combination(cfg)
     _check_freezing(cfg)
     if kd.TEACHER.NAME == "Frozen":
-        check_frozen_teacher(cfg)
+        if check_frozen_teacher(cfg) is None and kd.TEACHER.REQUIRE_SAME_CLASSES:
+            warn_once(
+                "The classes of the frozen teacher or of the student have no names yet, so heads "
+                "that compare classes do so by their numbers: make sure that the order is the "
+                "same, or name the teacher's in MODEL.KD.TEACHER.CLASSES."
+            )
     else:
         _check_nobody_frozen(cfg)
     check_project_configs(cfg)
@@ -99,6 +107,31 @@ def check_phase(key: str, value: int | float | None, max_iter: int) -> int:
         raise ConfigError(f"{key}: {e}") from None
 
 
+def _check_stages(cfg: CfgNode) -> None:
+    """Whether the student's family is known, and trains by its stages alone."""
+    kd, proposals = cfg.MODEL.KD, cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    student = kd.STUDENT
+    try:
+        check_trains_by_stages(META_ARCH_REGISTRY.get(student))
+    except UnknownFamilyError as e:
+        raise ConfigError(f"MODEL.KD.STUDENT {student} cannot be distilled: {e}") from None
+    if student != "GeneralizedRCNN":
+        return
+    if proposals == "PrecomputedProposals":
+        raise ConfigError(
+            "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals, and a student must make its "
+            "own: set it to RPN."
+        )
+    readers = [x for x in kd.HEADS if getattr(DISTILL_HEAD_REGISTRY.get(x), "reads_boxes", False)]
+    readers += ["LabelEncoder"] if kd.TEACHER.NAME == "LabelEncoder" else []
+    if proposals == "RRPN" and readers:
+        raise ConfigError(
+            f"MODEL.PROPOSAL_GENERATOR.NAME is RRPN, whose boxes are rotated, and "
+            f"{', '.join(readers)} (MODEL.KD) reads upright ones: take a frozen teacher and a head "
+            "such as PKD."
+        )
+
+
 def _check_freezing(cfg: CfgNode) -> None:
     max_iter = cfg.SOLVER.MAX_ITER
     length = check_phase("MODEL.KD.FREEZE_BACKBONE", cfg.MODEL.KD.FREEZE_BACKBONE, max_iter)
@@ -122,6 +155,11 @@ def _check_heads(cfg: CfgNode) -> None:
             f"MODEL.KD.HEAD_WEIGHTS has {len(weights)} entries, and MODEL.KD.HEADS {len(heads)}: "
             "give one for each head, in the same order, or none."
         )
+    for weight in weights:
+        try:
+            HeadWeight(weight, cfg.SOLVER.MAX_ITER)
+        except ValueError as e:
+            raise ConfigError(str(e)) from None
     if not heads and cfg.MODEL.META_ARCHITECTURE == "FrozenTeacherDistiller":
         raise ConfigError(
             "MODEL.KD.HEADS is empty, so the frozen teacher would teach nothing: name one "

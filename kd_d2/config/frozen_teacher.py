@@ -13,8 +13,11 @@ from kd_d2.config.values import VALUES
 __all__ = ["check_frozen_teacher", "class_map", "teacher_class_map"]
 
 
-def check_frozen_teacher(cfg: CfgNode) -> None:
+def check_frozen_teacher(cfg: CfgNode) -> list[int] | None:
     """Check that the teacher's config can be built, has weights and knows the student's classes.
+
+    Returns:
+        its number of each of the student's classes, see :func:`teacher_class_map`.
 
     Raises:
         ConfigError: with one sentence on the first thing that is wrong.
@@ -36,6 +39,12 @@ def check_frozen_teacher(cfg: CfgNode) -> None:
     except ConfigError as e:
         raise ConfigError(f"The teacher's config {node.CONFIG_FILE}: {e}") from None
     _check_number_of_classes(node, teacher_cfg)
+    formats = {cfg.INPUT.FORMAT, teacher_cfg.INPUT.FORMAT}
+    if len(formats) == 2 and formats != {"RGB", "BGR"}:
+        raise ConfigError(
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, and {teacher_cfg.INPUT.FORMAT} in the teacher's "
+            f"config {node.CONFIG_FILE}: they must be equal, or RGB and BGR."
+        )
     if not teacher_weights(cfg):
         raise ConfigError(
             "MODEL.KD.TEACHER.WEIGHTS is empty and its config is not the model zoo's: give the "
@@ -49,10 +58,14 @@ def check_frozen_teacher(cfg: CfgNode) -> None:
         )
     if cfg.MODEL.KD.ASSIGN_BY == "teacher":
         _check_assignment(cfg, teacher_cfg, classes)
+    return classes
 
 
 def teacher_class_map(cfg: CfgNode, teacher_cfg: CfgNode) -> list[int] | None:
-    """The teacher's number of each of the student's classes; None where names are not known.
+    """The teacher's number of each of the student's classes.
+
+    Returns:
+        None where names are not known, or where one is strange to the teacher and may be.
 
     Raises:
         ConfigError: the teacher does not know one of them, and has to.
@@ -60,7 +73,8 @@ def teacher_class_map(cfg: CfgNode, teacher_cfg: CfgNode) -> list[int] | None:
     node = cfg.MODEL.KD.TEACHER
     teacher = list(node.CLASSES) or _class_names(teacher_cfg)
     student = _class_names(cfg)
-    if not (node.REQUIRE_SAME_CLASSES and teacher and student):
+    knows_all = teacher and student and set(student) <= set(teacher)
+    if not (knows_all or (node.REQUIRE_SAME_CLASSES and teacher and student)):
         return None
     return class_map(student, teacher)
 

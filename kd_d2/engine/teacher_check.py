@@ -3,7 +3,7 @@
 import logging
 
 import torch
-from detectron2.structures import Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch.utils.data import DataLoader
 
 from kd_d2.modeling.teachers import FrozenTeacher
@@ -40,6 +40,9 @@ def check_teacher(teacher: FrozenTeacher, loader: DataLoader, num_images: int) -
     step = max(len(items) // num_images, 1)
     for index in range(0, len(items), step)[:num_images]:
         sample = items[index, 0]
+        if not isinstance(sample["instances"].gt_boxes, Boxes):
+            logger.info("The teacher is not checked: the boxes of these data are rotated.")
+            return
         # without "height" and "width" the detections are in pixels of this image
         (detections,) = teacher.inference([{"image": sample["image"]}])
         objects = sample["instances"]
@@ -49,6 +52,7 @@ def check_teacher(teacher: FrozenTeacher, loader: DataLoader, num_images: int) -
         found += found_objects(detections[best], objects, teacher.classes)
         total += len(objects)
     if not total:
+        logger.warning("The teacher is not checked: the images that were drawn have no objects.")
         return
     logger.info(
         "The teacher finds %d of %d objects (IoU 0.5, right class) in %d training images.",

@@ -52,6 +52,7 @@ class DenseStages(DetectorStages):
         self.num_classes: int = detector.num_classes
         self.assigns_by_predictions: bool = getattr(detector, "assigns_by_predictions", False)
         self.shares_assignment = not self.assigns_by_predictions
+        self.assigns = hasattr(detector, "label_anchors")
         self._last_plan: tuple[Any, SparsePlan | None] = None, None
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
@@ -103,7 +104,7 @@ class DenseStages(DetectorStages):
         return plan
 
     def assign(self, images, features, predictions, gt: list[Instances]) -> Any:
-        if not hasattr(self.detector, "label_anchors"):
+        if not self.assigns:
             return None
         anchors = self.detector.anchor_generator(list(features.values()))
         if self.assigns_by_predictions:
@@ -121,6 +122,10 @@ class DenseStages(DetectorStages):
 
     def can_decode(self) -> bool:
         return hasattr(self.detector, "decode_predictions") or isinstance(self.detector, RetinaNet)
+
+    def locations_per_cell(self) -> int:
+        generator = getattr(self.detector, "anchor_generator", None)
+        return generator.num_anchors[0] if generator is not None else 1
 
     def predict_from(
         self, features: dict[str, Tensor], towers: Mapping[str, Sequence[Tensor]]
@@ -178,7 +183,7 @@ class DenseStages(DetectorStages):
 
     def losses(self, images, features, predictions, gt, assignment=None):
         args = (images, list(features.values()), predictions, gt)
-        if not hasattr(self.detector, "label_anchors"):
+        if not self.assigns:
             if assignment is not None:
                 raise self._assigns_elsewhere()
             return None, self.detector.forward_training(*args)

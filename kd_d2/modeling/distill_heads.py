@@ -5,6 +5,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from kd_d2.modeling.stages import DetectorStages
 from kd_d2.modeling.views import DetectorView, ViewRequest
 from kd_d2.registry import NamedRegistry
 
@@ -22,10 +23,24 @@ class DistillHead(nn.Module):
 
     Attributes:
         student_request, teacher_request: the stages and taps this head reads of either side.
+        reads_boxes: it reads the labels' boxes, which must be upright, then.
     """
 
     student_request = ViewRequest()
     teacher_request = ViewRequest()
+    reads_boxes = False
+
+    def connect(self, student: DetectorStages, teacher: nn.Module) -> None:
+        """Called once, when both sides are built, and before the teacher's weights are read.
+
+        For checks that need more than the shapes of the features.
+
+        Args:
+            teacher: see ``TEACHER_REGISTRY``.
+
+        Raises:
+            ValueError: the head does not serve this pair.
+        """
 
     def forward(
         self, student: DetectorView, teacher: DetectorView, gt: list[Instances]

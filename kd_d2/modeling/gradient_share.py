@@ -23,12 +23,14 @@ def gradient_shares(losses: Mapping[str, Tensor], features: Sequence[Tensor]) ->
         features: the student's, of all levels.
 
     Returns:
-        name -> share; all 0 if no loss depends on the features.
+        name -> share; all 0 if no loss depends on the features, or these need no gradient, as those
+        of a frozen backbone without a pyramid.
 
     >>> x = torch.ones(4, requires_grad=True)
     >>> gradient_shares({"detection": 3 * x.sum(), "loss_pkd": x.sum()}, [x])
     {'detection': 0.75, 'loss_pkd': 0.25}
     """
+    features = [x for x in features if x.requires_grad]
     norms = {name: _gradient_norm(loss, features) for name, loss in losses.items()}
     total = sum(norms.values()) or 1.0
     return {name: norm / total for name, norm in norms.items()}
@@ -43,7 +45,7 @@ def log_gradient_shares(
 
     Args:
         detection: the student's own losses; they count as one.
-        distillation: name -> scalar.
+        distillation: name -> scalar, at the largest weight that its head has in the schedule.
         features: the student's, of all levels.
     """
     together = torch.stack([loss.float() for loss in detection.values()]).sum()
@@ -59,7 +61,7 @@ def log_gradient_shares(
 
 
 def _gradient_norm(loss: Tensor, features: Sequence[Tensor]) -> float:
-    if not loss.requires_grad:
+    if not (loss.requires_grad and features):
         return 0.0
     gradients = torch.autograd.grad(loss * _SCALE, features, retain_graph=True, allow_unused=True)
     squares = [g.float().square().sum() for g in gradients if g is not None]

@@ -37,6 +37,11 @@ class HeadWeight:
     def is_constant(self) -> bool:
         return len({factor for _, factor in self.points}) == 1
 
+    @property
+    def largest(self) -> float:
+        """The largest factor of the schedule."""
+        return max(factor for _, factor in self.points)
+
     def __call__(self, iteration: int) -> float:
         """The factor in an iteration, counted from 0."""
         share = iteration / self.max_iter

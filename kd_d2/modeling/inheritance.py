@@ -12,9 +12,10 @@ PARTS = ("neck", "head")
 
 
 def inherit(student: nn.Module, teacher: nn.Module, parts: Collection[str]) -> list[str]:
-    """Copies what agrees in name and shape, parameters and statistics of norms alike.
+    """Copies what agrees in name, shape and kind of layer; norms with all that they keep.
 
-    The raw backbone is never copied. Counters and other states of the teacher's training stay.
+    The raw backbone is never copied. Counters and other states of the teacher's training stay. Of
+    layers in a row, those up to the first of another kind.
 
     Args:
         student, teacher: detectors.
@@ -28,7 +29,12 @@ def inherit(student: nn.Module, teacher: nn.Module, parts: Collection[str]) -> l
     """
     given = {name: value for name, value in _weights(teacher).items() if part_of(name) in parts}
     own = {name: value for name, value in _weights(student).items() if part_of(name) in parts}
-    fitting = [n for n, v in own.items() if n in given and given[n].shape == v.shape]
+    strangers = _other_kinds(student, teacher)
+    fitting = [
+        name
+        for name, value in own.items()
+        if name in given and given[name].shape == value.shape and not name.startswith(strangers)
+    ]
     if not fitting:
         raise ValueError(
             f"MODEL.KD.INHERIT is {list(parts)}, but nothing of these parts of the "
@@ -61,12 +67,34 @@ def part_of(name: str) -> str:
 
 
 def _weights(detector: nn.Module) -> dict[str, torch.Tensor]:
-    statistics = {
-        name: value
-        for name, value in detector.named_buffers()
-        if name.endswith(("running_mean", "running_var"))
+    norms = {
+        f"{prefix}.{name}": value
+        for prefix, module in detector.named_modules()
+        if hasattr(module, "running_mean")
+        for name, value in module.named_buffers(recurse=False)
     }
-    return dict(detector.named_parameters()) | statistics
+    return dict(detector.named_parameters()) | norms
+
+
+def _other_kinds(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names of layers that are of one kind here and of another there.
+
+    Towers with norms and without have layers of equal names and shapes that do different things.
+    """
+    theirs, strangers = dict(teacher.named_modules()), []
+    for prefix, module in student.named_modules():
+        other = theirs.get(prefix)
+        if not isinstance(module, nn.Sequential) or not isinstance(other, nn.Sequential):
+            continue
+        alike = [_kind(a) is _kind(b) for a, b in zip(module, other, strict=False)]
+        if False in alike:
+            strangers += [f"{prefix}.{i}." for i in range(alike.index(False), len(module))]
+    return tuple(strangers)
+
+
+def _kind(layer: nn.Module) -> type:
+    # Detectron2's Conv2d is torch's, with an optional norm
+    return nn.Conv2d if isinstance(layer, nn.Conv2d) else type(layer)
 
 
 def _modules(names: list[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The wiring: student view -> teacher view -> heads -> one dict of losses."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -10,12 +10,16 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from kd_d2.config.student import student_config
-from kd_d2.modeling.distill_heads import DistillHead, build_distill_head
+from kd_d2.modeling.distill_heads import (
+    DISTILL_HEAD_REGISTRY,
+    DistillHead,
+    build_distill_head,
+)
 from kd_d2.modeling.gradient_share import log_gradient_shares
 from kd_d2.modeling.head_weights import HeadWeight
 from kd_d2.modeling.norm_statistics import SecondNormStatistics
 from kd_d2.modeling.phases import current_iteration
-from kd_d2.modeling.stages import DetectorStages, build_stages
+from kd_d2.modeling.stages import DetectorStages, build_stages, check_trains_by_stages
 from kd_d2.modeling.teachers import build_teacher
 from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
 
@@ -52,6 +56,7 @@ class Distiller(nn.Module):
             skip_unused_cells: see MODEL.KD.SKIP_UNUSED_CELLS.
         """
         super().__init__()
+        check_trains_by_stages(type(student))
         self.student = student
         self.teacher = teacher
         self.heads = nn.ModuleDict(heads)
@@ -75,9 +80,10 @@ class Distiller(nn.Module):
         if teacher is not None:
             teacher.request = teacher_request
         for name, head in self.heads.items():
-            self.stages.check_request(head.student_request, name)
-            if isinstance(getattr(teacher, "stages", None), DetectorStages):
-                teacher.stages.check_request(head.teacher_request, name)
+            _check_requests(name, head, self.stages, teacher)
+            head.connect(self.stages, teacher)
+        if hasattr(teacher, "load_weights"):  # last: all else is known to fit
+            teacher.load_weights()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -91,10 +97,12 @@ class Distiller(nn.Module):
         stages = build_stages(student)
         teacher = build_teacher(cfg, stages)
         kd = cfg.MODEL.KD
-        heads = {
-            name: build_distill_head(name, cfg, stages.feature_shapes, teacher.feature_shapes)
-            for name in kd.HEADS
-        }
+        heads = {}
+        for name in kd.HEADS:
+            # first, as the shapes of detectors that a head does not serve say nothing
+            _check_requests(name, DISTILL_HEAD_REGISTRY.get(name), stages, teacher)
+            shapes = stages.feature_shapes, teacher.feature_shapes
+            heads[name] = build_distill_head(name, cfg, *shapes)
         weights = zip(kd.HEADS, kd.HEAD_WEIGHTS or [1.0] * len(heads), strict=True)
         return {
             "student": student,
@@ -128,10 +136,14 @@ class Distiller(nn.Module):
         gt = [x["instances"].to(self.device) for x in batched_inputs]
         student, teacher = self.both_views(batched_inputs, gt)
         own = _united(student.losses, teacher.losses)
-        distillation = _united(*self._compare(student, teacher, gt))
-        if distillation and current_iteration() < self.num_gradient_shares:
-            log_gradient_shares(own, distillation, list(student.features.values()))
-        return _united(own, distillation)
+        by_head = {name: head(student, teacher, gt) for name, head in self.heads.items()}
+        if by_head and current_iteration() < self.num_gradient_shares:
+            # at its best a head may pull much harder than in these first iterations
+            largest = _united(*self._weighted(by_head, lambda weight: weight.largest))
+            log_gradient_shares(own, largest, list(student.features.values()))
+        self._log_weights()
+        now = current_iteration()
+        return _united(own, *self._weighted(by_head, lambda weight: weight(now)))
 
     def both_views(
         self, batched_inputs: list[dict], gt: list[Instances]
@@ -140,18 +152,21 @@ class Distiller(nn.Module):
         student = self.stages.run(batched_inputs, self._student_request, gt, self._only_losses)
         return student, self.teach(batched_inputs, gt, student)
 
-    def _compare(self, student: DetectorView, teacher: DetectorView, gt: list[Instances]):
-        """The losses of each head, times its factor."""
-        iteration = current_iteration()
-        for name, head in self.heads.items():
-            losses = head(student, teacher, gt)
+    def _weighted(
+        self, by_head: dict[str, dict[str, Tensor]], factor: Callable[[HeadWeight], float]
+    ) -> Iterator[dict[str, Tensor]]:
+        """The losses of each head, times a factor of its schedule."""
+        for name, losses in by_head.items():
             weight = self.head_weights.get(name)
-            if weight is not None:
-                factor = weight(iteration)
-                if not weight.is_constant and has_event_storage():
+            scale = 1.0 if weight is None else factor(weight)
+            yield {key: scale * loss for key, loss in losses.items()}
+
+    def _log_weights(self) -> None:
+        if has_event_storage():
+            for name, weight in self.head_weights.items():
+                if not weight.is_constant:
+                    factor = weight(current_iteration())
                     get_event_storage().put_scalar(f"weight/{name}", factor, smoothing_hint=False)
-                losses = {key: factor * loss for key, loss in losses.items()}
-            yield losses
 
     def teach(
         self, batched_inputs: list[dict], gt: list[Instances], student: DetectorView
@@ -173,6 +188,30 @@ class Distiller(nn.Module):
 
     def teacher_inference(self, batched_inputs: list[dict]) -> list[dict]:
         raise NotImplementedError
+
+
+def _check_requests(
+    name: str, head: DistillHead | Callable, student: DetectorStages, teacher: nn.Module | None
+) -> None:
+    """Whether both sides can show what a head, or its class, says that it reads.
+
+    Raises:
+        ValueError: one of them cannot.
+    """
+    nothing = ViewRequest()
+    of_student, of_teacher = (
+        getattr(head, side, nothing) for side in ("student_request", "teacher_request")
+    )
+    student.check_request(of_student, name)
+    stages = getattr(teacher, "stages", None)
+    if isinstance(stages, DetectorStages):
+        stages.check_request(of_teacher, name)
+    elif of_teacher.decoded or of_teacher.taps:
+        raise ValueError(
+            f"{name} (MODEL.KD.HEADS) reads what a teacher predicts, and a "
+            f"{type(teacher).__name__} predicts nothing by itself: set MODEL.KD.TEACHER.NAME to "
+            "Frozen and MODEL.META_ARCHITECTURE to FrozenTeacherDistiller."
+        )
 
 
 def _united(*parts: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ class RCNNStages(DetectorStages):
     """
 
     shares_assignment = False
+    assigns = True
 
     def __init__(self, detector: GeneralizedRCNN):
         if detector.proposal_generator is None:

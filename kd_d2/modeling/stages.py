@@ -34,12 +34,14 @@ class DetectorStages:
         num_classes: number of foreground classes.
         shares_assignment: whether an assignment made on one set of predictions holds for another
             one of the same image size (true for fixed anchors and points, false for proposals).
+        assigns: whether :meth:`assign` says which prediction learns what.
         may_skip_cells: False keeps a family from leaving out what its losses do not read.
     """
 
     feature_shapes: dict[str, ShapeSpec]
     num_classes: int
     shares_assignment = True
+    assigns = False
     may_skip_cells = True
 
     def __init__(self, detector: nn.Module):
@@ -170,6 +172,10 @@ class DetectorStages:
         """Whether :meth:`decode` works."""
         return False
 
+    def locations_per_cell(self) -> int:
+        """``per_cell`` of what :meth:`decode` returns, where it works."""
+        return 1
+
     def run(
         self,
         batched_inputs: list[dict],
@@ -237,14 +243,40 @@ def build_stages(detector: nn.Module) -> DetectorStages:
     Raises:
         UnknownFamilyError: nobody registered the family; says which are known and how to add one.
     """
-    for ancestor in type(detector).__mro__:
+    return _STAGES[_family(type(detector))](detector)
+
+
+def check_trains_by_stages(detector_class: type) -> None:
+    """Whether the stages of a detector's family are all that it does in training.
+
+    Raises:
+        UnknownFamilyError: nobody registered the family, or the class has a forward pass of its
+            own, which may have losses that the stages do not know of.
+    """
+    family = _family(detector_class)
+    if detector_class.forward is not family.forward:
+        raise UnknownFamilyError(
+            f"{detector_class.__name__} has a forward pass of its own besides that of its family "
+            f"{family.__name__}, and losses of it would be lost: {_how_to_register(detector_class)}"
+        )
+
+
+def _family(detector_class: type) -> type:
+    """The nearest registered ancestor."""
+    for ancestor in detector_class.__mro__:
         if ancestor in _STAGES:
-            return _STAGES[ancestor](detector)
+            return ancestor
     known = ", ".join(sorted(c.__name__ for c in _STAGES))
     raise UnknownFamilyError(
-        f"{type(detector).__name__} belongs to no known detector family ({known}): subclass "
-        "kd_d2.modeling.DetectorStages and decorate it with "
-        f"@register_stages({type(detector).__name__})."
+        f"{detector_class.__name__} belongs to no known detector family ({known}): "
+        f"{_how_to_register(detector_class)}"
+    )
+
+
+def _how_to_register(detector_class: type) -> str:
+    return (
+        "subclass kd_d2.modeling.DetectorStages and decorate it with "
+        f"@register_stages({detector_class.__name__})."
     )
 
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -49,7 +51,9 @@ class FrozenTeacher(nn.Module):
         detector: nn.Module,
         flip_channels: bool = False,
         classes: list[int] | None = None,
-        config: str = "",
+        config: Mapping[str, Any] | None = None,
+        weights: str = "",
+        allow_partial: bool = False,
         channels_last: bool = False,
         compile_backbone: bool = False,
     ):
@@ -58,7 +62,9 @@ class FrozenTeacher(nn.Module):
             detector: a trained detector of a known family.
             flip_channels: the student's images are RGB where the teacher wants BGR, or vice versa.
             classes: the teacher's number of each of the student's classes; None: not known.
-            config: its config as text, part of its identity.
+            config: dotted key -> value, what of its config shapes it: a part of its identity.
+            weights: a file or address that :meth:`load_weights` reads.
+            allow_partial: ``weights`` need not have all.
             channels_last: keep convolutions in channels-last memory.
             compile_backbone: with ``torch.compile``.
         """
@@ -68,7 +74,8 @@ class FrozenTeacher(nn.Module):
         self.feature_shapes = self.stages.feature_shapes
         self.flip_channels = flip_channels
         self.classes = classes
-        self.config = config
+        self.config = dict(config or {})
+        self._weights, self._allow_partial = weights, allow_partial
         self.request = ViewRequest()
         if channels_last:
             detector.to(memory_format=torch.channels_last)
@@ -84,31 +91,39 @@ class FrozenTeacher(nn.Module):
         teacher_cfg = load_teacher_cfg(cfg)
         detector = META_ARCH_REGISTRY.get(teacher_cfg.MODEL.META_ARCHITECTURE)(teacher_cfg)
         detector.to(torch.device(cfg.MODEL.DEVICE))
-        report = load_detector_weights(
-            detector,
-            teacher_weights(cfg),
-            allow_partial=node.ALLOW_PARTIAL_WEIGHTS,
-        )
-        logger.info(f"Frozen teacher {type(detector).__name__}: {report}")
-        formats = {cfg.INPUT.FORMAT, teacher_cfg.INPUT.FORMAT}
-        if len(formats) == 2 and formats != {"RGB", "BGR"}:
-            raise ValueError(
-                f"Student images are {cfg.INPUT.FORMAT} and the teacher wants "
-                f"{teacher_cfg.INPUT.FORMAT}: the INPUT.FORMATs must be equal, or RGB and BGR."
-            )
         return {
             "detector": detector,
-            "flip_channels": len(formats) == 2,
+            "flip_channels": cfg.INPUT.FORMAT != teacher_cfg.INPUT.FORMAT,
             "classes": teacher_class_map(cfg, teacher_cfg),
-            "config": repr(sorted(own_settings(teacher_cfg).items())),
+            "config": own_settings(teacher_cfg),
+            "weights": teacher_weights(cfg),
+            "allow_partial": node.ALLOW_PARTIAL_WEIGHTS,
             "channels_last": node.CHANNELS_LAST,
             "compile_backbone": node.COMPILE,
         }
+
+    def load_weights(self) -> None:
+        """Reads its weights; once, however often it is called.
+
+        Raises:
+            ValueError: they are not those of this detector, and have to be.
+        """
+        if self._weights:
+            report = load_detector_weights(
+                self.detector, self._weights, allow_partial=self._allow_partial
+            )
+            logger.info(f"Frozen teacher {type(self.detector).__name__}: {report}")
+            self._weights = ""
 
     @property
     def detector(self) -> nn.Module:
         """The wrapped detector."""
         return self._frozen.module
+
+    @property
+    def num_classes(self) -> int:
+        """Of the logits in its view: the student's, where their names are known."""
+        return self.stages.num_classes if self.classes is None else len(self.classes)
 
     def _apply(self, fn, recurse=True):
         self._frozen.module._apply(fn)
@@ -140,11 +155,10 @@ class FrozenTeacher(nn.Module):
         """The teacher's own detections."""
         return self.detector(self._inputs(batched_inputs))
 
-    def identity(self) -> dict[str, str]:
-        """Hashes of its config and of its weights: what a resumed run must find again."""
+    def identity(self) -> dict[str, Any]:
+        """Its config and a hash of its weights: what a resumed run must find again."""
         digest = hashlib.sha256()
         for name, value in sorted(self.detector.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
             digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        config = hashlib.sha256(self.config.encode()).hexdigest()
-        return {"config": config, "weights": digest.hexdigest()}
+        return {"config": self.config, "weights": digest.hexdigest()}

@@ -227,6 +227,15 @@ def test_a_run_of_another_model_is_not_resumed(tmp_path, other, words):
     checkpointer.load(str(tmp_path / "model_0000002.pth"), checkpointables=[])  # what fits, as ever
 
 
+def test_parts_that_come_or_go_are_announced(tmp_path, caplog):
+    saved_run(tmp_path)
+    checkpointer = KDCheckpointer(Distiller(), str(tmp_path), newcomer=Counter(-1))
+    with caplog.at_level("WARNING"):
+        checkpointer.resume_or_load("", resume=True)
+    assert "without a newcomer: it begins now" in caplog.text
+    assert "with a trainer: it ends here" in caplog.text
+
+
 def test_resume_falls_back_from_a_broken_file(tmp_path, caplog):
     saved_run(tmp_path)
     last = tmp_path / "model_0000002.pth"

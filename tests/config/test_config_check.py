@@ -1,12 +1,15 @@
 """Every mistake in a config is one clear sentence."""
 
+from collections import Counter
+
 import pytest
 from detectron2.data import MetadataCatalog
 
 from kd_d2.config.check import check_config
-from kd_d2.config.frozen_teacher import class_map
+from kd_d2.config.frozen_teacher import class_map, teacher_class_map
 from kd_d2.config.rules import ConfigError
 from kd_d2.config.student import student_config
+from kd_d2.config.teacher import load_teacher_cfg
 from kd_d2.registry import NamedRegistry
 
 
@@ -166,6 +169,46 @@ def test_class_lists_agree_or_are_mapped_by_name(lgd_cfg):
     cfg.MODEL.KD.TEACHER.CLASSES += [f"thing {i}" for i in range(76)]
     check_config(cfg)
     assert class_map(["cat", "dog"], cfg.MODEL.KD.TEACHER.CLASSES) == [2, 1]
+
+
+def test_known_classes_are_mapped_though_they_need_not_be(lgd_cfg):
+    MetadataCatalog.get("two_coco_things").thing_classes = ["bicycle", "person"]
+    cfg = frozen(lgd_cfg(), CONFIG_FILE=ZOO, REQUIRE_SAME_CLASSES=False)
+    cfg.DATASETS.TRAIN = ("two_coco_things",)
+    assert teacher_class_map(cfg, load_teacher_cfg(cfg)) == [1, 0]
+
+
+def test_classes_without_names_are_compared_by_number_with_a_warning(lgd_cfg, caplog, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())  # of other tests
+    cfg = frozen(lgd_cfg(), CONFIG_FILE=ZOO)
+    cfg.DATASETS.TRAIN = ("nameless_things",)
+    with caplog.at_level("WARNING"):
+        check_config(cfg)
+    assert "have no names yet" in caplog.text
+
+
+def test_image_formats_that_cannot_be_brought_together(lgd_cfg):
+    cfg = frozen(lgd_cfg(), CONFIG_FILE=ZOO)
+    cfg.INPUT.FORMAT = "L"
+    with pytest.raises(ConfigError, match="INPUT.FORMAT is L, and BGR in the teacher's config"):
+        check_config(cfg)
+
+
+def test_a_detector_with_losses_that_stages_do_not_know_is_no_student(tiny_cfg, lgd_cfg):
+    cfg = lgd_cfg("MaskRCNN")
+    cfg.MODEL.KD.STUDENT = "PanopticFPN"
+    with pytest.raises(ConfigError, match=r"a forward pass of its own .*register_stages\(Panoptic"):
+        check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    "proposals,words", [("PrecomputedProposals", "must make its own"), ("RRPN", "rotated")]
+)
+def test_proposals_that_do_not_serve(proposals, words, lgd_cfg):
+    cfg = lgd_cfg("FasterRCNN")
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = proposals
+    with pytest.raises(ConfigError, match=words):
+        check_config(cfg)
 
 
 def test_switched_off_needs_no_teacher(lgd_cfg):

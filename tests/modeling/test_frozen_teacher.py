@@ -86,6 +86,28 @@ def test_partial_weights_are_refused_unless_allowed(frozen_cfg, build):
     assert isinstance(build(cfg).teacher, FrozenTeacher)
 
 
+@pytest.mark.parametrize(
+    "student,teacher,head", [("FCOS", "RetinaNet", "SoftLabel"), ("FCOS", "RetinaNet", "PGD")]
+)
+def test_pairs_are_refused_before_weights_are_read(student, teacher, head, frozen_cfg, build):
+    cfg = frozen_cfg(student, teacher)
+    Path(cfg.MODEL.KD.TEACHER.WEIGHTS).write_bytes(b"no weights")
+    cfg.MODEL.KD.HEADS = [head]
+    with pytest.raises(ValueError, match=f"^{head} "):
+        build(cfg)
+
+
+def test_a_backbone_that_is_frozen_whole_trains_the_rest(frozen_cfg, build, random_batch, storage):
+    """Its features need no gradient, so there is none to take shares of."""
+    cfg = frozen_cfg()
+    model = build(cfg).train()
+    model.student.backbone.requires_grad_(False)
+    losses = model(random_batch())
+    assert storage.latest()["gradient_share/pkd"][0] == 0
+    sum(losses.values()).backward()
+    assert model.student.head.cls_score.weight.grad is not None
+
+
 def test_building_a_teacher_leaves_the_students_config_alone(frozen_cfg, build):
     cfg = frozen_cfg("RetinaNet", "FasterRCNN")
     before = cfg.dump()
@@ -134,6 +156,21 @@ def test_knowledge_carries_no_gradient(frozen_cfg, build, random_batch):
     logits, deltas = view.predictions
     assert not any(x.requires_grad for x in [*logits, *deltas, *view.features.values()])
     assert not view.features["p3"].is_inference()
+
+
+def test_it_computes_in_the_students_precision(frozen_cfg, build, random_batch):
+    teacher = build(frozen_cfg()).teacher
+    with torch.autocast("cpu", torch.bfloat16):
+        view = teacher(random_batch(), None)
+    assert {x.dtype for x in view.features.values()} == {torch.bfloat16}
+
+
+def test_its_detections_are_never_made(frozen_cfg, build, random_batch, storage):
+    cfg = frozen_cfg("FCOS", "FCOS")
+    cfg.MODEL.KD.HEADS = ["PGD", "SoftLabel"]
+    model = build(cfg).train()
+    model.teacher.detector.forward_inference = None  # top-k, thresholds and NMS
+    assert "loss_soft_label" in model(random_batch())
 
 
 def test_channels_last_changes_the_memory_and_not_the_losses(

@@ -25,6 +25,26 @@ def test_nobody_pulls():
     assert gradient_shares({"a": torch.zeros(())}, [x]) == {"a": 0.0}
 
 
+def test_features_that_need_no_gradient():
+    x = torch.ones(2, requires_grad=True)
+    assert gradient_shares({"a": x.sum()}, [torch.ones(2)]) == {"a": 0.0}
+
+
+def test_shares_are_those_of_the_largest_weight(frozen_cfg, build, random_batch):
+    def shares(weight):
+        torch.manual_seed(0)
+        cfg = frozen_cfg()
+        cfg.SOLVER.MAX_ITER = 100
+        cfg.MODEL.KD.HEAD_WEIGHTS = [weight]
+        model = build(cfg).train()
+        with EventStorage(1) as storage:
+            losses = model(random_batch())
+        return storage.latest()["gradient_share/pkd"][0], losses["loss_pkd"]
+
+    (warming_up, small), (constant, large) = shares([[0.0, 0.0], [0.5, 2.0]]), shares(2.0)
+    assert warming_up == pytest.approx(constant) and small < 0.1 * large
+
+
 def test_logged_in_the_first_iterations_without_changing_them(
     frozen_cfg, build, random_batch, caplog
 ):

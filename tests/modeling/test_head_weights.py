@@ -4,6 +4,8 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+from kd_d2.config.check import check_config
+from kd_d2.config.rules import ConfigError
 from kd_d2.modeling.head_weights import HeadWeight
 
 
@@ -47,7 +49,7 @@ def test_factors_reach_the_losses(frozen_cfg, build, random_batch):
     for iteration in (0, 5, 50):
         with EventStorage(iteration) as storage:
             seen[iteration] = model(batch)["loss_pkd"].detach()
-            assert storage.latest()["weight/PKD"][0] == iteration / 5 if iteration < 10 else 2
+            assert storage.latest()["weight/PKD"][0] == min(iteration / 5, 2)
     assert seen[0] == 0
     torch.testing.assert_close(2 * seen[5], seen[50])
 
@@ -60,3 +62,11 @@ def test_one_weight_for_each_head(frozen_cfg, build):
     cfg.MODEL.KD.HEAD_WEIGHTS = ["much"]
     with pytest.raises(ValueError, match="HEAD_WEIGHTS is .*numbers"):
         build(cfg)
+
+
+@pytest.mark.parametrize("curve", [[[0.5, 1], [0.1, 0]], [[0, 0], [1000, 1]]])
+def test_curves_are_checked_with_the_config(curve, frozen_cfg):
+    cfg = frozen_cfg()
+    cfg.MODEL.KD.HEAD_WEIGHTS = [curve]
+    with pytest.raises(ConfigError, match="rising shares from 0 to 1"):
+        check_config(cfg)

@@ -71,3 +71,26 @@ def test_statistics_of_norms_are_inherited():
     copied = inherit(student, teacher, ["head"])
     assert statistics and set(statistics) <= set(copied)
     assert all((student.get_buffer(name) == 3).all() for name in statistics)
+
+
+def test_frozen_norms_are_inherited_whole():
+    cfg = tiny_cfg("FCOS")
+    cfg.MODEL.FPN.NORM = "FrozenBN"
+    student, teacher = build(cfg), build(cfg)
+    kept = ("weight", "bias", "running_mean", "running_var")
+    for number, name in enumerate(kept, 2):
+        teacher.get_buffer(f"backbone.fpn_lateral3.norm.{name}").fill_(number)
+    inherit(student, teacher, ["neck"])
+    norm = student.backbone.fpn_lateral3.norm
+    assert [getattr(norm, name).unique().tolist() for name in kept] == [[2], [3], [4], [5]]
+
+
+@pytest.mark.parametrize("pair_of", [("RetinaNet", "FCOS"), ("FCOS", "RetinaNet")])
+def test_layers_of_another_kind_and_what_follows_stay(pair_of):
+    """Towers of [conv, ReLU] and [conv, norm, ReLU] have names and shapes in common by accident."""
+    student, teacher = pair(*pair_of)
+    copied = inherit(student, teacher, ["head"])
+    in_towers = {name for name in copied if "subnet" in name}
+    assert in_towers == {
+        f"head.{tower}_subnet.0.{name}" for tower in ("cls", "bbox") for name in ("weight", "bias")
+    }

@@ -16,6 +16,7 @@ from kd_d2.modeling.heads.locations import (
     PredictionImitation,
     best_probability,
     count_positives,
+    unequal_levels,
 )
 from kd_d2.modeling.heads.pkd import standardize_channels
 from kd_d2.modeling.heads.soft_label import soft_label_loss
@@ -129,15 +130,9 @@ class CrossKD(PredictionImitation):
         """Returns ``{"loss_cross_kd_cls": scalar, "loss_cross_kd_box": scalar}``.
 
         Raises:
-            ValueError: the teacher has no head of its own, or levels have different sizes.
+            ValueError: levels have different sizes.
         """
         stages = teacher.stages
-        if stages is None:
-            raise ValueError(
-                "CrossKD runs a part of the teacher's head, and this teacher has none: set "
-                "MODEL.KD.TEACHER.NAME to Frozen and MODEL.META_ARCHITECTURE to "
-                "FrozenTeacherDistiller."
-            )
         cross_head = stages.predict_from(teacher.features, self.towers(student, teacher))
         both = (cross_head, teacher.predictions)
         crossed, target = (stages.decode(teacher.images, teacher.features, x) for x in both)
@@ -165,11 +160,7 @@ class CrossKD(PredictionImitation):
             sides = student.taps[tap], teacher.taps[tap]
             sizes, others = ([tuple(x.shape[2:]) for x in side] for side in sides)
             if sizes != others:
-                raise ValueError(
-                    f"CrossKD needs levels of equal size, and the student's are {sizes}, the "
-                    f"teacher's {others}, because their backbones pad images differently: take "
-                    "another teacher, or another head of MODEL.KD.HEADS."
-                )
+                raise unequal_levels("CrossKD", sizes, others)
             towers[tap] = [
                 align_channels(x, y.detach()) if self.align else x
                 for x, y in zip(*sides, strict=True)

@@ -1,4 +1,4 @@
-"""DKD: decoupled knowledge of the right class and of the others (arXiv 2203.11679).
+"""DKD: decoupled knowledge of the right class and of the others (arXiv 2203.08679).
 
 Shapes: K classes.
 """
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
 from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY
-from kd_d2.modeling.heads.locations import PredictionImitation, assigned_classes
+from kd_d2.modeling.heads.locations import LogitImitation, assigned_classes
 
 
 def dkd_loss(
@@ -60,7 +60,7 @@ def dkd_loss(
 
 
 @DISTILL_HEAD_REGISTRY.register()
-class DKD(PredictionImitation):
+class DKD(LogitImitation):
     """Where a location learns an object, its classes are compared as the teacher sees them.
 
     The paper's detectors are R-CNNs, whose every proposal is compared, background being a class.
@@ -88,22 +88,24 @@ class DKD(PredictionImitation):
         self.others_weight = others_weight
         self.temperature = temperature
 
-    def forward(self, student, teacher, gt) -> dict[str, Tensor]:
-        """Returns ``{"loss_dkd": scalar}``.
-
+    def connect(self, student, teacher) -> None:
+        """
         Raises:
             ValueError: there is one class, or the student's detector does not say which a location
-                is to learn.
+                is to learn; or see :meth:`LogitImitation.connect`.
         """
-        x, y, valid = self.logit_pair(student.decoded, teacher.decoded)
-        assigned = assigned_classes(student)
-        if assigned is None or x.shape[-1] == 1:
-            why = "the student's detector assigns none" if assigned is None else "there is only one"
+        super().connect(student, teacher)
+        if not student.assigns or student.num_classes == 1:
+            why = "there is only one" if student.assigns else "the student's detector assigns none"
             raise ValueError(
                 f"DKD compares the class that a location learns with the others, and {why}: take "
                 "SoftLabel instead of it in MODEL.KD.HEADS."
             )
-        classes, positive = assigned
+
+    def forward(self, student, teacher, gt) -> dict[str, Tensor]:
+        """Returns ``{"loss_dkd": scalar}``."""
+        x, y, valid = self.logit_pair(student.decoded, teacher.decoded)
+        classes, positive = assigned_classes(student)
         loss = dkd_loss(x, y, classes, self.target_weight, self.others_weight, self.temperature)
         loss = loss.where(positive & valid, 0.0).sum()
         return {"loss_dkd": loss / mean_over_gpus(positive.sum())}

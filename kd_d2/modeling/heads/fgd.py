@@ -157,6 +157,8 @@ class FGD(FeatureImitation):
     context block of either side. Those blocks, one pair a level, are trained and dropped.
     """
 
+    reads_boxes = True
+
     @configurable
     def __init__(
         self,

@@ -101,6 +101,8 @@ class FGFI(FeatureImitation):
     convolution with a ReLU behind it; here it is the 1x1 convolution of the other heads.
     """
 
+    reads_boxes = True
+
     @configurable
     def __init__(
         self,

@@ -6,10 +6,11 @@ Shapes: N images, A locations of all levels together, K classes.
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_d2.modeling.dense_predictions import DensePredictions
 from kd_d2.modeling.distill_heads import DistillHead, describe_shapes
+from kd_d2.modeling.stages import DetectorStages
 from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
 
 
@@ -53,6 +54,31 @@ class PredictionImitation(DistillHead):
         shapes = {"student_shapes": student_shapes, "teacher_shapes": teacher_shapes}
         return shapes | {key.lower(): value for key, value in node.items()}
 
+
+class LogitImitation(PredictionImitation):
+    """Base of the heads that compare the class logits of equal locations."""
+
+    def connect(self, student: DetectorStages, teacher: nn.Module) -> None:
+        """
+        Raises:
+            ValueError: the two have unequal numbers of locations in a cell, or of classes.
+        """
+        name = type(self).__name__
+        own, others = student.locations_per_cell(), teacher.stages.locations_per_cell()
+        if own != others:
+            raise ValueError(
+                f"{name} compares equal locations, and the student has {own} in each cell, the "
+                f"teacher {others}: take a teacher with the same grid of anchors or points, or "
+                "another head of MODEL.KD.HEADS."
+            )
+        own, known = student.num_classes, teacher.num_classes
+        if own != known:
+            raise ValueError(
+                f"{name} compares class by class, and the student has {own} classes, the teacher "
+                f"{known}: name the teacher's in MODEL.KD.TEACHER.CLASSES, so that those of equal "
+                "names meet."
+            )
+
     def logit_pair(
         self, student: DensePredictions, teacher: DensePredictions
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,25 +88,21 @@ class PredictionImitation(DistillHead):
             student's and teacher's, the latter detached (N, A, K); where both are valid (N, A).
 
         Raises:
-            ValueError: the locations or the number of classes differ.
+            ValueError: the levels have other sizes.
         """
-        name = type(self).__name__
         sizes, others = ([tuple(size) for size in x.sizes] for x in (student, teacher))
-        if (student.per_cell, sizes) != (teacher.per_cell, others):
-            raise ValueError(
-                f"{name} compares equal locations, and the student has {student.per_cell} in each "
-                f"cell of levels {sizes}, the teacher {teacher.per_cell} in each of {others}: take "
-                "a teacher with the same grid of anchors or points, or another head of "
-                "MODEL.KD.HEADS."
-            )
-        own, known = (x.logits.shape[-1] for x in (student, teacher))
-        if own != known:
-            raise ValueError(
-                f"{name} compares class by class, and the student has {own} classes, the teacher "
-                f"{known}: name the teacher's in MODEL.KD.TEACHER.CLASSES, so that those of equal "
-                "names meet."
-            )
+        if sizes != others:
+            raise unequal_levels(type(self).__name__, sizes, others)
         return student.logits, teacher.logits.detach(), student.valid & teacher.valid
+
+
+def unequal_levels(head: str, student: list, teacher: list) -> ValueError:
+    """What to say of levels of equal stride that have other sizes (H, W) all the same."""
+    return ValueError(
+        f"{head} needs levels of equal size, and the student's are {student}, the teacher's "
+        f"{teacher}, because their backbones pad images differently: take another teacher, or "
+        "another head of MODEL.KD.HEADS."
+    )
 
 
 def best_probability(decoded: DensePredictions) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from kd_d2.modeling.detectors.gfl_losses import quality_focal_loss
 from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
 from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY
-from kd_d2.modeling.heads.locations import PredictionImitation, count_positives
+from kd_d2.modeling.heads.locations import LogitImitation, count_positives
 
 
 def soft_label_loss(student: Tensor, teacher: Tensor, beta: float = 1.0) -> Tensor:
@@ -36,7 +36,7 @@ def soft_label_loss(student: Tensor, teacher: Tensor, beta: float = 1.0) -> Tens
 
 
 @DISTILL_HEAD_REGISTRY.register()
-class SoftLabel(PredictionImitation):
+class SoftLabel(LogitImitation):
     """The student's class scores are to be the teacher's, at all locations.
 
     Both sides have the same locations: as many anchors or points in each cell of the same levels.
@@ -48,7 +48,7 @@ class SoftLabel(PredictionImitation):
         Args:
             weight: factor of the sum over locations, divided by the number of positives.
             beta: see :func:`soft_label_loss`.
-            shapes: arguments of :class:`PredictionImitation`.
+            shapes: arguments of :class:`LogitImitation`.
         """
         super().__init__(**shapes)
         self.weight = weight

@@ -108,14 +108,21 @@ class PGD(DistillHead):
             "mixed_strides": "mixed_strides" in faults and student == "GFL",
         }
 
+    def connect(self, student, teacher) -> None:
+        """
+        Raises:
+            ValueError: the teacher has several anchors in a cell.
+        """
+        per_cell = teacher.stages.locations_per_cell()
+        if per_cell != 1:
+            raise ValueError(
+                "PGD (MODEL.KD.HEADS) needs one location a cell, and the teacher has "
+                f"{per_cell} anchors in each: take {', '.join(DETECTORS)}."
+            )
+
     def forward(self, student, teacher, gt) -> dict[str, Tensor]:
         """Returns ``loss_pgd_cls_<level>`` and ``loss_pgd_reg_<level>`` of each level."""
         decoded = teacher.decoded
-        if decoded.per_cell != 1:
-            raise ValueError(
-                "PGD (MODEL.KD.HEADS) needs one location a cell, and the teacher has "
-                f"{decoded.per_cell} anchors in each: take {', '.join(DETECTORS)}."
-            )
         boxes, classes = pad_objects(gt)
         maps = self.maps(decoded, boxes, classes)
         cls_maps, reg_maps, backgrounds = (

@@ -6,7 +6,6 @@ from detectron2.layers import ShapeSpec
 
 from kd_d2.modeling.dense_predictions import DensePredictions
 from kd_d2.modeling.detectors.fcos_targets import pad_objects
-from kd_d2.modeling.views import DetectorView
 from kd_d2.projects.pgd import PGD, cls_loss, prediction_guided_maps, reg_loss
 from kd_d2.projects.pgd.head import with_mixed_strides
 
@@ -172,12 +171,9 @@ def test_towers_that_cannot_be_compared_are_refused(teacher):
         PGD(student_shapes=shapes(), teacher_shapes=teacher)
 
 
-def test_several_anchors_a_cell_are_refused():
-    head = PGD(student_shapes=shapes(), teacher_shapes=shapes())
-    nothing = torch.zeros(1, 9, 1)
-    decoded = DensePredictions(nothing, nothing, nothing, nothing, nothing, [(1, 1)], per_cell=9)
-    with pytest.raises(ValueError, match="one location a cell, and the teacher has 9"):
-        head(None, DetectorView(images=None, features={}, decoded=decoded), [])
+def test_several_anchors_a_cell_are_refused(pgd_cfg, build):
+    with pytest.raises(ValueError, match="one location a cell, and the teacher has 6"):
+        build(pgd_cfg("FCOS", "RetinaNet"))
 
 
 def test_a_student_without_towers_is_refused(pgd_cfg, build):
