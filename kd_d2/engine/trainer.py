@@ -91,7 +91,11 @@ class DistillationTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continue from the last whole checkpoint in OUTPUT_DIR, else start from MODEL.WEIGHTS."""
+        """Continue from the last whole checkpoint in OUTPUT_DIR, else start from MODEL.WEIGHTS.
+
+        A module with a method ``start_run()`` has states that belong to one run, such as counts
+        since its start. It is called where a run begins, after the weights are read.
+        """
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         file = self.checkpointer.resumed_from
         if file is not None:
@@ -113,6 +117,9 @@ class DistillationTrainer(DefaultTrainer):
             if isinstance(order, data_loader.BatchOrder):
                 order.start = self.start_iter
             return
+        for module in unwrap_model(self._trainer.model).modules():
+            if hasattr(module, "start_run"):
+                module.start_run()
         if self.cfg.MODEL.KD.INHERIT:
             self._inherit()
         if not resume and self.checkpointer.earlier_checkpoints():

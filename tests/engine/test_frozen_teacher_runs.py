@@ -70,6 +70,25 @@ def test_a_resumed_student_keeps_what_it_has_learned(run_cfg):
     assert not equal_weights(resumed, "head.cls_score")
 
 
+def test_counts_of_a_run_do_not_come_with_weights(run_cfg, monkeypatch):
+    cfg = run_cfg(ENABLED=False, STUDENT="DDOD")
+    cfg.MODEL.DDOD.NUM_CLASSES = len(CLASSES)
+    trainer = start(cfg)
+    trainer.train()
+    counts = trainer._trainer.model.student.cls_positives
+    assert counts.any()
+    cfg.SOLVER.MAX_ITER = 4
+    resumed = start(cfg, resume=True)._trainer.model.student
+    assert torch.equal(resumed.cls_positives, counts)
+    cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/model_final.pth", f"{cfg.OUTPUT_DIR}/b"
+    os.makedirs(cfg.OUTPUT_DIR)
+    fresh = start(cfg)._trainer.model.student
+    assert not fresh.cls_positives.any() and not fresh.box_positives.any()
+    assert torch.equal(
+        fresh.head.cls_score.weight, trainer._trainer.model.student.head.cls_score.weight
+    )
+
+
 def test_another_teacher_is_refused_before_anything_is_loaded(run_cfg):
     cfg = run_cfg()
     start(cfg).train()

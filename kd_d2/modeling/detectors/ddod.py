@@ -75,6 +75,11 @@ class DDOD(ATSS):
         for name in ("cls_positives", "box_positives"):
             self.register_buffer(name, torch.zeros(len(self.head_in_features), dtype=torch.long))
 
+    def start_run(self) -> None:
+        """Counts from 0; see ``DistillationTrainer.resume_or_load``."""
+        self.cls_positives.zero_()
+        self.box_positives.zero_()
+
     @classmethod
     def from_config(cls, cfg):
         ddod = cfg.MODEL.DDOD
