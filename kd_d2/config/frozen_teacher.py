@@ -73,8 +73,9 @@ def teacher_class_map(cfg: CfgNode, teacher_cfg: CfgNode) -> list[int] | None:
     node = cfg.MODEL.KD.TEACHER
     teacher = list(node.CLASSES) or _class_names(teacher_cfg)
     student = _class_names(cfg)
-    knows_all = teacher and student and set(student) <= set(teacher)
-    if not (knows_all or (node.REQUIRE_SAME_CLASSES and teacher and student)):
+    if not (teacher and student):
+        return None
+    if not node.REQUIRE_SAME_CLASSES and not set(student) <= set(teacher):
         return None
     return class_map(student, teacher)
 

@@ -137,13 +137,15 @@ class Distiller(nn.Module):
         student, teacher = self.both_views(batched_inputs, gt)
         own = _united(student.losses, teacher.losses)
         by_head = {name: head(student, teacher, gt) for name, head in self.heads.items()}
-        if by_head and current_iteration() < self.num_gradient_shares:
+        iteration = current_iteration()
+        if by_head and iteration < self.num_gradient_shares:
             # at its best a head may pull much harder than in these first iterations
-            largest = _united(*self._weighted(by_head, lambda weight: weight.largest))
-            log_gradient_shares(own, largest, list(student.features.values()))
-        self._log_weights()
-        now = current_iteration()
-        return _united(own, *self._weighted(by_head, lambda weight: weight(now)))
+            largest = {name: weight.largest for name, weight in self.head_weights.items()}
+            shown = _united(*_weighted(by_head, largest))
+            log_gradient_shares(own, shown, list(student.features.values()))
+        factors = {name: weight(iteration) for name, weight in self.head_weights.items()}
+        self._log_factors(factors)
+        return _united(own, *_weighted(by_head, factors))
 
     def both_views(
         self, batched_inputs: list[dict], gt: list[Instances]
@@ -152,20 +154,10 @@ class Distiller(nn.Module):
         student = self.stages.run(batched_inputs, self._student_request, gt, self._only_losses)
         return student, self.teach(batched_inputs, gt, student)
 
-    def _weighted(
-        self, by_head: dict[str, dict[str, Tensor]], factor: Callable[[HeadWeight], float]
-    ) -> Iterator[dict[str, Tensor]]:
-        """The losses of each head, times a factor of its schedule."""
-        for name, losses in by_head.items():
-            weight = self.head_weights.get(name)
-            scale = 1.0 if weight is None else factor(weight)
-            yield {key: scale * loss for key, loss in losses.items()}
-
-    def _log_weights(self) -> None:
+    def _log_factors(self, factors: Mapping[str, float]) -> None:
         if has_event_storage():
-            for name, weight in self.head_weights.items():
-                if not weight.is_constant:
-                    factor = weight(current_iteration())
+            for name, factor in factors.items():
+                if not self.head_weights[name].is_constant:
                     get_event_storage().put_scalar(f"weight/{name}", factor, smoothing_hint=False)
 
     def teach(
@@ -212,6 +204,15 @@ def _check_requests(
             f"{type(teacher).__name__} predicts nothing by itself: set MODEL.KD.TEACHER.NAME to "
             "Frozen and MODEL.META_ARCHITECTURE to FrozenTeacherDistiller."
         )
+
+
+def _weighted(
+    by_head: Mapping[str, Mapping[str, Tensor]], factors: Mapping[str, float]
+) -> Iterator[dict[str, Tensor]]:
+    """The losses of each head, times its factor, or 1."""
+    for name, losses in by_head.items():
+        factor = factors.get(name, 1.0)
+        yield {key: factor * loss for key, loss in losses.items()}
 
 
 def _united(*parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
