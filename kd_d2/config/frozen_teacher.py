@@ -9,6 +9,7 @@ from kd_d2.config.names import check_known, detector_node
 from kd_d2.config.rules import ConfigError, check_values
 from kd_d2.config.teacher import load_teacher_cfg, teacher_weights
 from kd_d2.config.values import VALUES
+from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY
 
 __all__ = ["check_frozen_teacher", "class_map", "teacher_class_map"]
 
@@ -68,16 +69,37 @@ def teacher_class_map(cfg: CfgNode, teacher_cfg: CfgNode) -> list[int] | None:
         None where names are not known, or where one is strange to the teacher and may be.
 
     Raises:
-        ConfigError: the teacher does not know one of them, and has to.
+        ConfigError: the teacher does not know one of them, and has to; or need not, but something
+            compares class by class.
     """
     node = cfg.MODEL.KD.TEACHER
     teacher = list(node.CLASSES) or _class_names(teacher_cfg)
     student = _class_names(cfg)
     if not (teacher and student):
         return None
-    if not node.REQUIRE_SAME_CLASSES and not set(student) <= set(teacher):
-        return None
-    return class_map(student, teacher)
+    if node.REQUIRE_SAME_CLASSES or set(student) <= set(teacher):
+        return class_map(student, teacher)
+    if readers := _class_readers(cfg):
+        strange = [name for name in student if name not in teacher]
+        raise ConfigError(
+            f"{', '.join(readers)} (MODEL.KD) needs a teacher that knows the student's classes, "
+            f"and this one ({_few(teacher)}) does not know {_few(strange)}: take heads that read "
+            "features only, or name the teacher's classes in MODEL.KD.TEACHER.CLASSES if only the "
+            "names differ."
+        )
+    return None
+
+
+def _class_readers(cfg: CfgNode) -> list[str]:
+    """What of a config makes use of the teacher's classes."""
+    kd = cfg.MODEL.KD
+    readers = [
+        head
+        for head in kd.HEADS
+        if getattr(DISTILL_HEAD_REGISTRY.get(head), "compares_classes", False)
+    ]
+    readers += [f"INHERIT {part}" for part in kd.INHERIT if part != "neck"]
+    return readers + ["ASSIGN_BY teacher"] * (kd.ASSIGN_BY == "teacher")
 
 
 def _check_assignment(cfg: CfgNode, teacher_cfg: CfgNode, classes: list[int] | None) -> None:

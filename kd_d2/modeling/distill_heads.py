@@ -24,11 +24,13 @@ class DistillHead(nn.Module):
     Attributes:
         student_request, teacher_request: the stages and taps this head reads of either side.
         reads_boxes: it reads the labels' boxes, which must be upright, then.
+        compares_classes: it compares class by class, so the teacher must know the student's.
     """
 
     student_request = ViewRequest()
     teacher_request = ViewRequest()
     reads_boxes = False
+    compares_classes = False
 
     def connect(self, student: DetectorStages, teacher: nn.Module) -> None:
         """Called once, when both sides are built, and before the teacher's weights are read.

@@ -171,6 +171,26 @@ def test_class_lists_agree_or_are_mapped_by_name(lgd_cfg):
     assert class_map(["cat", "dog"], cfg.MODEL.KD.TEACHER.CLASSES) == [2, 1]
 
 
+@pytest.mark.parametrize(
+    "key, value, reader",
+    [
+        ("HEADS", ["PKD", "SoftLabel"], "SoftLabel"),
+        ("HEADS", ["DKD"], "DKD"),
+        ("INHERIT", ["neck", "head"], "INHERIT head"),
+        ("ASSIGN_BY", "teacher", "ASSIGN_BY teacher"),
+    ],
+)
+def test_what_compares_classes_needs_a_teacher_that_knows_them(key, value, reader, lgd_cfg):
+    MetadataCatalog.get("three_things").thing_classes = ["cat", "dog", "kd_d2 mug"]
+    cfg = frozen(lgd_cfg(), CONFIG_FILE=ZOO, REQUIRE_SAME_CLASSES=False)
+    cfg.DATASETS.TRAIN = ("three_things",)
+    cfg.MODEL.KD.HEADS, cfg.MODEL.KD.INHERIT = ["PKD", "CWD"], ["neck"]
+    check_config(cfg)
+    cfg.MODEL.KD[key] = value
+    with pytest.raises(ConfigError, match=f"^{reader} .MODEL.KD. needs a teacher.*kd_d2 mug"):
+        check_config(cfg)
+
+
 def test_known_classes_are_mapped_though_they_need_not_be(lgd_cfg):
     MetadataCatalog.get("two_coco_things").thing_classes = ["bicycle", "person"]
     cfg = frozen(lgd_cfg(), CONFIG_FILE=ZOO, REQUIRE_SAME_CLASSES=False)

@@ -58,6 +58,8 @@ class PredictionImitation(DistillHead):
 class LogitImitation(PredictionImitation):
     """Base of the heads that compare the class logits of equal locations."""
 
+    compares_classes = True
+
     def connect(self, student: DetectorStages, teacher: nn.Module) -> None:
         """
         Raises:

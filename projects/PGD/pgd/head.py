@@ -35,6 +35,7 @@ class PGD(DistillHead):
 
     student_request = ViewRequest(Stage.PREDICTIONS, _TAPS)
     teacher_request = ViewRequest(Stage.PREDICTIONS, _TAPS, decoded=True)
+    compares_classes = True
 
     @configurable
     def __init__(
