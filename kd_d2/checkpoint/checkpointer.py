@@ -14,14 +14,21 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 
 from .atomic import atomic_write
 from .converters import FOREIGN_NAMES, misfit
-from .mobilenet_weights import convert_mobilenet_release, is_mobilenet_release
 from .names import STUDENT, add_prefix, is_distillation_state, strip_module, student_state
 from .reading import CheckpointError, local_weights_path, read_checkpoint
 from .swin_weights import convert_swin_release, is_swin_release
+from .torchvision_weights import MOBILENET_V2, RESNET
 
 __all__ = ["KDCheckpointer"]
 
 logger = logging.getLogger(__name__)
+
+# Classifiers in names of their own -> whether a file is one, and the names of the detector
+_RELEASES = {
+    "Swin Transformer": (is_swin_release, convert_swin_release),
+    "MobileNetV2": (MOBILENET_V2.wrote, MOBILENET_V2.convert),
+    "ResNet of torchvision": (RESNET.wrote, RESNET.convert),
+}
 
 
 class KDCheckpointer(DetectionCheckpointer):
@@ -166,14 +173,12 @@ class KDCheckpointer(DetectionCheckpointer):
         own = self.model.state_dict()
         into_distiller = is_distillation_state(own)
         kind = "distillation checkpoint" if is_distillation_state(weights) else "plain weights"
-        if is_swin_release(weights):
-            kind = "ImageNet weights of a Swin Transformer"
-            weights = convert_swin_release(weights, student_state(own), self._source)
-            checkpoint.pop("matching_heuristics", None)  # these names match exactly
-        elif is_mobilenet_release(weights):
-            kind = "ImageNet weights of a MobileNetV2"
-            weights = convert_mobilenet_release(weights, student_state(own), self._source)
-            checkpoint.pop("matching_heuristics", None)
+        for backbone, (is_release, convert) in _RELEASES.items():
+            if is_release(weights):
+                kind = f"ImageNet weights of a {backbone}"
+                weights = convert(weights, student_state(own), self._source)
+                checkpoint.pop("matching_heuristics", None)  # these names match exactly
+                break
         if is_distillation_state(weights) and not into_distiller:
             kind, weights = "student of a distillation checkpoint", student_state(weights)
         elif into_distiller and not is_distillation_state(weights):
