@@ -13,6 +13,7 @@ def add_kd_config(cfg: CN) -> None:
     from kd_d2.modeling.backbones import add_backbone_config
     from kd_d2.modeling.detectors import add_detector_configs
     from kd_d2.modeling.heads import add_head_config
+    from kd_d2.modeling.regions import add_region_config
     from kd_d2.projects import add_project_configs
 
     _add_distillation(cfg)
@@ -21,6 +22,7 @@ def add_kd_config(cfg: CN) -> None:
     add_backbone_config(cfg)
     add_detector_configs(cfg)
     add_head_config(cfg)
+    add_region_config(cfg)
     add_project_configs(cfg)
 
 
@@ -49,7 +51,8 @@ def _add_distillation(cfg: CN) -> None:
     # "teacher" (DDOD, with a DDOD as teacher), for detectors that assign by predictions.
     kd.ASSIGN_BY = "student"
     # Parts of a frozen teacher that the student begins with: "neck" (the feature pyramid), "head"
-    # (all besides the backbone), both or none. What does not fit keeps its own initial values.
+    # (all besides the backbone), both or none. What does not fit keeps its own initial values. Of
+    # R-CNNs also "box_head" (with its predictor) and "rpn", which must fit whole.
     kd.INHERIT = []
     # Before training, let a frozen teacher detect the objects in so many images of the training
     # data, and refuse to start if it finds next to nothing, as with weights of another config,

@@ -22,6 +22,8 @@ from kd_d2.config.rules import (
     whole,
 )
 from kd_d2.modeling.heads import HEAD_VALUES
+from kd_d2.modeling.inheritance import PARTS
+from kd_d2.modeling.regions import REGION_VALUES
 
 __all__ = ["VALUES"]
 
@@ -273,7 +275,7 @@ VALUES: dict[str, dict[str, Rule]] = {
         "SKIP_UNUSED_CELLS": truth,
         "HEAD_WEIGHTS": list_of(_HEAD_WEIGHT, "numbers, or of lists of (share, factor)"),
         "ASSIGN_BY": one_of("student", "teacher"),
-        "INHERIT": list_of(one_of("neck", "head"), "neck, head or both; or empty"),
+        "INHERIT": list_of(one_of(*PARTS), f"some of {', '.join(PARTS)}; or empty"),
         "CHECK_TEACHER": whole(0),
         "LOG_GRADIENT_SHARES": whole(0),
     },
@@ -288,4 +290,5 @@ VALUES: dict[str, dict[str, Rule]] = {
         "REQUIRE_SAME_CLASSES": truth,
     },
     **HEAD_VALUES,
+    **REGION_VALUES,
 }

@@ -16,6 +16,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from kd_d2.modeling.dense_predictions import DensePredictions
+from kd_d2.modeling.dense_regions import DenseRegionReader
 from kd_d2.modeling.sparse_tower import (
     SparsePlan,
     cells_with_objects,
@@ -23,7 +24,8 @@ from kd_d2.modeling.sparse_tower import (
     plan_sparse_tower,
     run_sparse_tower,
 )
-from kd_d2.modeling.stages import DetectorStages, find_submodule, register_stages, substituted
+from kd_d2.modeling.stages import DetectorStages, register_stages, substituted
+from kd_d2.modeling.taps import find_submodule
 
 # the towers of a head, as taps; a block is [conv, norm, activation]
 _TOWERS = {"cls_tower": "head.cls_subnet", "box_tower": "head.bbox_subnet"}
@@ -40,8 +42,11 @@ class DenseStages(DetectorStages):
     ``label_anchors(anchors, gt_instances, decoded)``.
 
     Taps: ``cls_tower.0`` and ``box_tower.0`` are the outputs of the first blocks of the towers, and
-    so on, one entry a level; ``cls_tower.0.before_relu`` the same before the activation.
+    so on, one entry a level; ``cls_tower.0.before_relu`` the same before the activation, and
+    ``cls_tower.last`` those of the last.
     """
+
+    region_reader = DenseRegionReader
 
     def __init__(self, detector: DenseDetector):
         super().__init__(detector)
@@ -167,12 +172,13 @@ class DenseStages(DetectorStages):
         Raises:
             ValueError: the head has no such tower, or not so many blocks.
         """
-        match = re.fullmatch(rf"({'|'.join(_TOWERS)})\.(\d+)(\.before_relu)?", name)
+        match = re.fullmatch(rf"({'|'.join(_TOWERS)})\.(\d+|last)(\.before_relu)?", name)
         if not match:
             return super().resolve_tap(name)
-        tower, block = _TOWERS[match[1]], int(match[2])
+        tower = _TOWERS[match[1]]
         layers = find_submodule(self.detector, tower)
         ends = [i for i, layer in enumerate(layers) if isinstance(layer, nn.ReLU)]
+        block = max(0, len(ends) - 1) if match[2] == "last" else int(match[2])
         if block >= len(ends):
             raise ValueError(
                 f"{tower} of this {type(self.detector).__name__} has {len(ends)} blocks, and block "

@@ -19,6 +19,7 @@ from kd_d2.modeling.gradient_share import log_gradient_shares
 from kd_d2.modeling.head_weights import HeadWeight
 from kd_d2.modeling.norm_statistics import SecondNormStatistics
 from kd_d2.modeling.phases import current_iteration
+from kd_d2.modeling.regions import RegionComparison, RegionSettings
 from kd_d2.modeling.stages import DetectorStages, build_stages, check_trains_by_stages
 from kd_d2.modeling.teachers import build_teacher
 from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
@@ -44,6 +45,7 @@ class Distiller(nn.Module):
         assign_by_teacher: bool = False,
         num_gradient_shares: int = 0,
         skip_unused_cells: bool = True,
+        regions: RegionSettings | None = None,
     ):
         """
         Args:
@@ -54,6 +56,7 @@ class Distiller(nn.Module):
             assign_by_teacher: the teacher's predictions decide what the student's learn.
             num_gradient_shares: log the losses' shares in the gradient in so many iterations.
             skip_unused_cells: see MODEL.KD.SKIP_UNUSED_CELLS.
+            regions: of heads that compare what both sides see in regions; None: as by default.
         """
         super().__init__()
         check_trains_by_stages(type(student))
@@ -71,16 +74,22 @@ class Distiller(nn.Module):
             self._student_request |= head.student_request
             teacher_request |= head.teacher_request
         self._only_losses = not any(
-            request.taps or request.stage >= Stage.PREDICTIONS
+            request.taps or request.regions or request.stage >= Stage.PREDICTIONS
             for head in self.heads.values()
             for request in (head.student_request, head.teacher_request)
         )
         if assign_by_teacher:
             teacher_request |= ViewRequest(Stage.PREDICTIONS)
-        if teacher is not None:
-            teacher.request = teacher_request
         for name, head in self.heads.items():
             _check_requests(name, head, self.stages, teacher)
+        self.regions: RegionComparison | None = None
+        if self._student_request.regions or teacher_request.regions:
+            self.regions = self._compare_regions(regions or RegionSettings(), teacher_request)
+            self._student_request |= self.regions.student_request
+            teacher_request |= self.regions.teacher_request
+        if teacher is not None:
+            teacher.request = teacher_request
+        for head in self.heads.values():
             head.connect(self.stages, teacher)
         if hasattr(teacher, "load_weights"):  # last: all else is known to fit
             teacher.load_weights()
@@ -112,7 +121,34 @@ class Distiller(nn.Module):
             "assign_by_teacher": kd.ASSIGN_BY == "teacher",
             "num_gradient_shares": kd.LOG_GRADIENT_SHARES,
             "skip_unused_cells": kd.SKIP_UNUSED_CELLS,
+            "regions": RegionSettings.from_config(cfg),
         }
+
+    def _compare_regions(
+        self, settings: RegionSettings, teacher_request: ViewRequest
+    ) -> RegionComparison:
+        """
+        Raises:
+            ValueError: one side cannot see what a head asks for.
+        """
+        readers = [
+            name
+            for name, head in self.heads.items()
+            if head.student_request.regions or head.teacher_request.regions
+        ]
+        requests = self._student_request.regions, teacher_request.regions
+        try:
+            comparison = RegionComparison(self.stages, self.teacher, settings, *requests)
+        except ValueError as error:
+            raise _does_not_serve(", ".join(readers), error) from None
+        for name in readers:
+            for side, request in (
+                (self.stages, self.heads[name].student_request),
+                (self.teacher.stages, self.heads[name].teacher_request),
+            ):
+                if reason := side.regions.why_not(request.regions):
+                    raise _does_not_serve(name, f"{reason}.")
+        return comparison
 
     @property
     def device(self):
@@ -135,6 +171,8 @@ class Distiller(nn.Module):
                 )
         gt = [x["instances"].to(self.device) for x in batched_inputs]
         student, teacher = self.both_views(batched_inputs, gt)
+        if self.regions is not None:
+            self.regions.compare(student, teacher, gt)
         own = _united(student.losses, teacher.losses)
         by_head = {name: head(student, teacher, gt) for name, head in self.heads.items()}
         iteration = current_iteration()
@@ -198,12 +236,16 @@ def _check_requests(
     stages = getattr(teacher, "stages", None)
     if isinstance(stages, DetectorStages):
         stages.check_request(of_teacher, name)
-    elif of_teacher.decoded or of_teacher.taps:
+    elif of_teacher.decoded or of_teacher.taps or of_teacher.regions:
         raise ValueError(
             f"{name} (MODEL.KD.HEADS) reads what a teacher predicts, and a "
             f"{type(teacher).__name__} predicts nothing by itself: set MODEL.KD.TEACHER.NAME to "
             "Frozen and MODEL.META_ARCHITECTURE to FrozenTeacherDistiller."
         )
+
+
+def _does_not_serve(heads: str, reason: object) -> ValueError:
+    return ValueError(f"{heads} (MODEL.KD.HEADS) does not serve here: {reason}")
 
 
 def _weighted(

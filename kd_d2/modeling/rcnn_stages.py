@@ -9,6 +9,7 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from kd_d2.modeling.rcnn_regions import RCNNRegionReader
 from kd_d2.modeling.sparse_backward import is_plain_conv3x3, sparse_backward_conv
 from kd_d2.modeling.stages import DetectorStages, register_stages, substituted
 
@@ -37,6 +38,7 @@ class RCNNStages(DetectorStages):
 
     shares_assignment = False
     assigns = True
+    region_reader = RCNNRegionReader
 
     def __init__(self, detector: GeneralizedRCNN):
         if detector.proposal_generator is None:

@@ -5,8 +5,7 @@ between two networks (features, assignments) enters and leaves here, and nowhere
 """
 
 import contextlib
-import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from detectron2.layers import ShapeSpec
@@ -14,8 +13,9 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from kd_d2.modeling.dense_predictions import DensePredictions
+from kd_d2.modeling.regions import RegionReader, RegionSettings
+from kd_d2.modeling.taps import captured_taps, find_submodule
 from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
-from kd_d2.registry import UnknownNameError
 
 # Words for the towers of a dense detector's head, as taps
 TOWERS = ("cls_tower.", "box_tower.")
@@ -36,6 +36,8 @@ class DetectorStages:
             one of the same image size (true for fixed anchors and points, false for proposals).
         assigns: whether :meth:`assign` says which prediction learns what.
         may_skip_cells: False keeps a family from leaving out what its losses do not read.
+        regions: how the detector sees regions, see :meth:`open_regions`.
+        region_reader: the class of it.
     """
 
     feature_shapes: dict[str, ShapeSpec]
@@ -43,6 +45,8 @@ class DetectorStages:
     shares_assignment = True
     assigns = False
     may_skip_cells = True
+    regions: RegionReader | None = None
+    region_reader: type[RegionReader] = RegionReader
 
     def __init__(self, detector: nn.Module):
         self.detector = detector
@@ -175,6 +179,18 @@ class DetectorStages:
     def locations_per_cell(self) -> int:
         """``per_cell`` of what :meth:`decode` returns, where it works."""
         return 1
+
+    def open_regions(self, settings: RegionSettings, role: str) -> RegionReader:
+        """Makes ``regions``, for heads that compare what two detectors see in the same boxes.
+
+        Args:
+            role: what the detector is here, "student" or "teacher".
+
+        Raises:
+            ValueError: it cannot look at regions.
+        """
+        self.regions = self.region_reader(self, settings, role)
+        return self.regions
 
     def run(
         self,
@@ -314,44 +330,3 @@ def substituted(owner: nn.Module, method: str, result: Any = None) -> Iterator[S
             del owner.__dict__[method]
         else:
             owner.__dict__[method] = shadowed
-
-
-@contextlib.contextmanager
-def captured_taps(detector: nn.Module, submodules: Mapping[str, str]) -> Iterator[dict[str, list]]:
-    """While open, collects the outputs of submodules, one entry a call.
-
-    Args:
-        submodules: the name of a tap -> that of the submodule.
-
-    Raises:
-        UnknownNameError: for a submodule that the detector does not have; names the nearest.
-    """
-    taps: dict[str, list] = {name: [] for name in submodules}
-    handles = []
-    try:
-        for name, outputs in taps.items():
-            handles.append(
-                find_submodule(detector, submodules[name]).register_forward_hook(
-                    lambda module, args, output, outputs=outputs: outputs.append(output)
-                )
-            )
-        yield taps
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def find_submodule(detector: nn.Module, name: str) -> nn.Module:
-    """The submodule of that name.
-
-    Raises:
-        UnknownNameError: there is none; names the nearest.
-    """
-    try:
-        return detector.get_submodule(name)
-    except AttributeError:
-        near = difflib.get_close_matches(name, dict(detector.named_modules()), n=3, cutoff=0.3)
-        raise UnknownNameError(
-            f"{type(detector).__name__} has no submodule {name!r} to tap; "
-            f"the nearest are {', '.join(near)}."
-        ) from None

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from kd_d2.checkpoint import load_detector_weights
 from kd_d2.modeling.frozen import Frozen
+from kd_d2.modeling.regions import Regions, SeenRegions
 from kd_d2.modeling.stages import DetectorStages, build_stages
 from kd_d2.modeling.views import DetectorView, ViewRequest
 from kd_d2.registry import NamedRegistry
@@ -149,6 +150,14 @@ class FrozenTeacher(nn.Module):
             if self.classes != list(range(logits.shape[-1])):
                 view.decoded = replace(view.decoded, logits=logits[..., self.classes])
         return view
+
+    @torch.no_grad()
+    def read_regions(self, view: DetectorView, regions: Regions, what: Set[str]) -> SeenRegions:
+        """What it sees in given regions; ``view`` is its own of the batch.
+
+        ``classes`` says where the student's are among its own.
+        """
+        return replace(self.stages.regions.read(view, regions, what), classes=self.classes)
 
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from kd_d2.modeling.dense_predictions import DensePredictions
 
 if TYPE_CHECKING:
+    from kd_d2.modeling.regions import SeenRegions
     from kd_d2.modeling.stages import DetectorStages
 
 
@@ -32,11 +33,14 @@ class ViewRequest:
             ``"roi_heads.box_head"``, or words that its stages know, see
             ``DetectorStages.resolve_tap``.
         decoded: give the predictions as :class:`DensePredictions`, too; needs PREDICTIONS.
+        regions: what to see in regions that both sides look at, in the words of
+            ``regions/readers.py``; the distiller knows what must run for that.
     """
 
     stage: Stage = Stage.FEATURES
     taps: tuple[str, ...] = ()
     decoded: bool = False
+    regions: frozenset[str] = frozenset()
 
     def __or__(self, other: "ViewRequest") -> "ViewRequest":
         """The smallest request that satisfies both."""
@@ -44,6 +48,7 @@ class ViewRequest:
             max(self.stage, other.stage),
             tuple(dict.fromkeys(self.taps + other.taps)),
             self.decoded or other.decoded,
+            self.regions | other.regions,
         )
 
 
@@ -62,6 +67,7 @@ class DetectorView:
         taps: the name asked for -> outputs, one entry a call (a head shared by five levels is
             called five times).
         decoded: the predictions in the words of all dense detectors.
+        regions: what it sees in the regions that are compared.
         stages: the detector itself, for heads that let a frozen teacher judge what the student
             made; None on a student's view.
     """
@@ -73,4 +79,5 @@ class DetectorView:
     losses: dict[str, Tensor] = field(default_factory=dict)
     taps: dict[str, list] = field(default_factory=dict)
     decoded: DensePredictions | None = None
+    regions: "SeenRegions | None" = None
     stages: "DetectorStages | None" = None
