@@ -52,10 +52,11 @@ def check_frozen_teacher(cfg: CfgNode) -> list[int] | None:
             "teacher's weights (a file, https:// or detectron2://)."
         )
     classes = teacher_class_map(cfg, teacher_cfg)
-    if "head" in cfg.MODEL.KD.INHERIT and classes and classes != sorted(classes):
+    by_class = [part for part in cfg.MODEL.KD.INHERIT if part in ("head", "box_head")]
+    if by_class and classes and classes != sorted(classes):
         raise ConfigError(
-            "MODEL.KD.INHERIT has head, and the teacher has the student's classes in another "
-            "order: leave it out, or bring the student's classes into the teacher's order."
+            f"MODEL.KD.INHERIT has {by_class[0]}, and the teacher has the student's classes in "
+            "another order: leave it out, or bring the student's classes into the teacher's order."
         )
     if cfg.MODEL.KD.ASSIGN_BY == "teacher":
         _check_assignment(cfg, teacher_cfg, classes)

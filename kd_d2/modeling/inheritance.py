@@ -1,14 +1,16 @@
 """A student that begins with its teacher's neck and head (MODEL.KD.INHERIT)."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("neck", "head")
+PARTS = ("neck", "head", "box_head", "rpn")
+# Parts that are copied whole or not at all
+_WHOLE = ("box_head", "rpn")
 
 
 def inherit(student: nn.Module, teacher: nn.Module, parts: Collection[str]) -> list[str]:
@@ -19,16 +21,19 @@ def inherit(student: nn.Module, teacher: nn.Module, parts: Collection[str]) -> l
 
     Args:
         student, teacher: detectors.
-        parts: of :data:`PARTS`; "neck" is the feature pyramid, "head" all besides the backbone.
+        parts: of :data:`PARTS`; "neck" is the feature pyramid, "head" all besides the backbone. Of
+            an R-CNN's head "box_head" (with its predictor) and "rpn" can be had alone, but whole.
 
     Returns:
         names of what was copied.
 
     Raises:
-        ValueError: nothing of these parts fits.
+        ValueError: nothing of these parts fits, or not all of a part that is copied whole.
     """
-    given = {name: value for name, value in _weights(teacher).items() if part_of(name) in parts}
-    own = {name: value for name, value in _weights(student).items() if part_of(name) in parts}
+    given, own = (
+        {name: value for name, value in _weights(x).items() if parts_of(name) & set(parts)}
+        for x in (teacher, student)
+    )
     strangers = _other_kinds(student, teacher)
     fitting = [
         name
@@ -40,6 +45,8 @@ def inherit(student: nn.Module, teacher: nn.Module, parts: Collection[str]) -> l
             f"MODEL.KD.INHERIT is {list(parts)}, but nothing of these parts of the "
             f"{type(teacher).__name__} fits the {type(student).__name__}: leave it empty."
         )
+    _check_whole(set(parts).intersection(_WHOLE), own, given, fitting)
+    _check_units(student, teacher, fitting)
     with torch.no_grad():
         for name in fitting:
             own[name].copy_(given[name])
@@ -54,16 +61,60 @@ def inherit(student: nn.Module, teacher: nn.Module, parts: Collection[str]) -> l
     return fitting
 
 
-def part_of(name: str) -> str:
-    """The part that a weight of a detector belongs to, by its name in the state dict.
+def parts_of(name: str) -> set[str]:
+    """The parts that a weight of a detector belongs to, by its name in the state dict.
 
-    >>> [part_of(n) for n in ("backbone.bottom_up.stem.conv1.weight", "backbone.fpn_output3.bias",
-    ...                       "head.cls_score.bias")]
-    ['backbone', 'neck', 'head']
+    >>> names = "backbone.bottom_up.stem.conv1.weight", "backbone.fpn_output3.bias"
+    >>> [*map(parts_of, names)], sorted(parts_of("roi_heads.box_head.fc1.weight"))
+    ([{'backbone'}, {'neck'}], ['box_head', 'head'])
     """
-    if not name.startswith("backbone."):
-        return "head"
-    return "neck" if name.startswith(("backbone.fpn_", "backbone.top_block.")) else "backbone"
+    if name.startswith(("backbone.fpn_", "backbone.top_block.")):
+        return {"neck"}
+    if name.startswith("backbone."):
+        return {"backbone"}
+    if name.startswith(("roi_heads.box_head.", "roi_heads.box_predictor.")):
+        return {"head", "box_head"}
+    return {"head", "rpn"} if name.startswith("proposal_generator.") else {"head"}
+
+
+def _check_whole(
+    parts: Collection[str],
+    own: Mapping[str, torch.Tensor],
+    given: Mapping[str, torch.Tensor],
+    fitting: Collection[str],
+) -> None:
+    for part in sorted(parts):
+        missing = [name for name in own if part in parts_of(name) and name not in fitting]
+        if missing or not any(part in parts_of(name) for name in own):
+            name = (missing or [part])[0]
+            shapes = [tuple(side[name].shape) if name in side else "none" for side in (own, given)]
+            raise ValueError(
+                f"MODEL.KD.INHERIT has {part}, which is copied whole, and that of the teacher does "
+                f"not fit the student's ({name}: {shapes[1]} in the teacher, {shapes[0]} in the "
+                "student): channels of the pyramid, pooling size, FC_DIM and classes must be equal."
+            )
+
+
+def _check_units(student: nn.Module, teacher: nn.Module, fitting: Collection[str]) -> None:
+    """Layers that predict boxes mean something else where these are in other units.
+
+    Raises:
+        ValueError: an inherited one would.
+    """
+    theirs = dict(teacher.named_modules())
+    for name, module in student.named_modules():
+        own, other = (
+            getattr(getattr(x, "box2box_transform", None), "weights", None)
+            for x in (module, theirs.get(name))
+        )
+        # a dense detector's layers are not in the module that knows their units
+        inherited = any(n.startswith(f"{name or 'head'}.") for n in fitting)
+        if inherited and own is not None and other is not None and tuple(own) != tuple(other):
+            raise ValueError(
+                f"MODEL.KD.INHERIT would copy layers that predict boxes in units of "
+                f"{tuple(other)}, and the student's are {tuple(own)} (BBOX_REG_WEIGHTS of "
+                f"{name or 'the detector'}): give both the same, or leave the part out."
+            )
 
 
 def _weights(detector: nn.Module) -> dict[str, torch.Tensor]:

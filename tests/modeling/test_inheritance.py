@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import build, tiny_cfg
 
-from kd_d2.modeling.inheritance import inherit, part_of
+from kd_d2.modeling.inheritance import inherit, parts_of
 
 
 def pair(student="FCOS", teacher="FCOS", fpn_channels=32):
@@ -27,7 +27,7 @@ def test_exactly_the_parts_are_copied(parts):
     before = {k: v.clone() for k, v in student.state_dict().items()}
     copied = inherit(student, teacher, parts)
     trained = dict(student.named_parameters())
-    assert set(copied) == {name for name in trained if part_of(name) in parts}
+    assert set(copied) == {name for name in trained if parts_of(name) & set(parts)}
     assert set(copied) <= equal_parts(student, teacher)
     for name, value in student.state_dict().items():
         if name not in copied:
@@ -94,3 +94,49 @@ def test_layers_of_another_kind_and_what_follows_stay(pair_of):
     assert in_towers == {
         f"head.{tower}_subnet.0.{name}" for tower in ("cls", "bbox") for name in ("weight", "bias")
     }
+
+
+def box_heads(tiny_cfg, build, **student):
+    cfg = tiny_cfg("FasterRCNN")
+    teacher = build(cfg)
+    for key, value in student.items():
+        cfg.MODEL.ROI_BOX_HEAD[key] = value
+    return build(cfg), teacher
+
+
+def test_a_box_head_alone(tiny_cfg, build):
+    student, teacher = box_heads(tiny_cfg, build)
+    before = student.proposal_generator.rpn_head.conv.weight.clone()
+    copied = inherit(student, teacher, ["box_head"])
+    assert {parts for name in copied for parts in parts_of(name)} == {"head", "box_head"}
+    assert torch.equal(
+        student.roi_heads.box_predictor.bbox_pred.weight,
+        teacher.roi_heads.box_predictor.bbox_pred.weight,
+    )
+    assert torch.equal(student.proposal_generator.rpn_head.conv.weight, before)
+    assert all("proposal_generator" in name for name in inherit(student, teacher, ["rpn"]))
+
+
+@pytest.mark.parametrize(
+    "key,value,words",
+    [
+        ("FC_DIM", 16, "has box_head, which is copied whole.*FC_DIM"),
+        ("CLS_AGNOSTIC_BBOX_REG", True, "has box_head, which is copied whole"),
+        ("POOLER_RESOLUTION", 5, "has box_head, which is copied whole"),
+        ("BBOX_REG_WEIGHTS", (20.0, 20.0, 10.0, 10.0), "boxes in units of .10.0, 10.0, 5.0, 5.0."),
+    ],
+)
+def test_a_box_head_that_does_not_fit_whole(key, value, words, tiny_cfg, build):
+    student, teacher = box_heads(tiny_cfg, build, **{key: value})
+    with pytest.raises(ValueError, match=words):
+        inherit(student, teacher, ["box_head"])
+
+
+def test_units_of_a_dense_detector_s_boxes(tiny_cfg, build):
+    cfg = tiny_cfg()
+    teacher = build(cfg)
+    cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS = (2.0, 2.0, 1.0, 1.0)
+    student = build(cfg)
+    inherit(student, teacher, ["neck"])
+    with pytest.raises(ValueError, match="in units of .*the detector"):
+        inherit(student, teacher, ["head"])
