@@ -86,6 +86,7 @@ def _single_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        overrides={name: {"weight_decay": 0.0} for name in _undecayed(model)},
     )
     if not groups:
         raise ValueError("Nothing to train: no parameter of the model requires a gradient.")
@@ -108,6 +109,11 @@ def _single_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         # A hook of the step runs after a GradScaler has unscaled, as Detectron2's clipping does
         optimizer.register_step_pre_hook(lambda opt, args, kwargs: clip(_parameters(opt)))
     return optimizer
+
+
+def _undecayed(model: nn.Module) -> set[str]:
+    """Parameters that no module wants to be drawn to 0; a module names its own in ``undecayed``."""
+    return {name for module in model.modules() for name in getattr(module, "undecayed", ())}
 
 
 def _parameters(optimizer: Optimizer) -> Iterable[nn.Parameter]:

@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 PROJECTS = {
     "lgd": ("LGD", "add_lgd_config", "check_lgd_config"),
     "pgd": ("PGD", "add_pgd_config", "check_pgd_config"),
+    "gdetkd": ("GDetKD", "add_gdetkd_config", "check_gdetkd_config"),
 }
 _ROOT = Path(__file__).resolve().parents[2] / "projects"
 

@@ -1,5 +1,6 @@
 """Whole distillers in bfloat16 and float16, on a CPU; with a GPU the same is run there, too."""
 
+import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
@@ -95,6 +96,27 @@ def test_a_step_with_a_frozen_teacher(arch, dtype, device, frozen_cfg, build, ra
     assert sum(name.startswith("loss_pgd") for name in losses) == 10
     assert not torch.equal(model.student.head.cls_score.weight, before)
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("student", ["FasterRCNN", "RetinaNet"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_with_regions(student, dtype, device, frozen_cfg, build, random_batch):
+    cfg = frozen_cfg(student, "FasterRCNN")
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.KD.HEADS = ["SGFI", "CKD"] + ["RoIClassKD", "RoIBoxKD"] * (student == "FasterRCNN")
+    cfg.SOLVER.BASE_LR = 1e-6
+    model = build(cfg).to(device).train()
+    loop = TrainLoop(model, [random_batch()], build_optimizer(cfg, model), dtype)
+    if loop.grad_scaler is not None:
+        loop.grad_scaler.load_state_dict({**loop.grad_scaler.state_dict(), "scale": 2.0**-8})
+    before = {name: p.detach().clone() for name, p in model.heads.named_parameters()}
+    with EventStorage() as storage:
+        loop.iter = 0
+        loop.run_step()
+        losses = {k: v for k, (v, _) in storage.latest().items() if k.startswith("loss")}
+    assert {"loss_sgfi", "loss_ckd"} <= losses.keys() and np.isfinite(list(losses.values())).all()
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert any(not torch.equal(p, before[name]) for name, p in model.heads.named_parameters())
 
 
 def test_an_overflow_skips_both_optimisers_and_halves_the_scale(

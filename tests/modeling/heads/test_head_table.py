@@ -20,13 +20,18 @@ PAIRS = {
     "R-CNN ← RetinaNet": [("FasterRCNN", "RetinaNet")],
     "R-CNN": [("FasterRCNN", "FasterRCNN"), ("MaskRCNN", "CascadeRCNN")],
 }
-EXCEPT = {("DKD", "AutoAssign", "AutoAssign"): "d"}
+EXCEPT = {
+    ("DKD", "AutoAssign", "AutoAssign"): "d",
+    ("RoIBoxKD", "MaskRCNN", "CascadeRCNN"): "f",
+}
 # the footnotes, in the words of the messages
 REASONS = {
     "a": "one location a cell",
     "b": "towers of a dense detector|scores and boxes of locations|a GeneralizedRCNN has no towers",
     "c": "compares equal locations",
     "d": "assigns none",
+    "e": "box head makes of a region",
+    "f": "one box for all classes",
 }
 
 
