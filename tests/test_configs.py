@@ -18,6 +18,7 @@ from kd_d2.config.teacher import load_teacher_cfg
 from kd_d2.engine.optimizer import teacher_solver
 from kd_d2.modeling import build_stages
 from kd_d2.modeling.distill_heads import build_distill_head
+from kd_d2.modeling.inheritance import inherit
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
@@ -309,7 +310,7 @@ def take_a_step(cfg, batch):
     return model, losses
 
 
-@pytest.mark.parametrize("path", [p for p in QUICKSTART if "pkd" not in p])
+@pytest.mark.parametrize("path", [p for p in QUICKSTART if "pkd" not in p and "gdetkd" not in p])
 def test_quickstart_takes_a_step(path):
     cfg = load(path)
     model, losses = take_a_step(cfg, batch_of(96, 6, masks=cfg.MODEL.MASK_ON))
@@ -331,6 +332,23 @@ def test_quickstart_pkd_takes_a_step(path, tmp_path):
     model, losses = take_a_step(cfg, batch_of(96, 6))
     assert any("pkd" in name.lower() for name in losses)
     assert num_parameters(wide) > 2 * num_parameters(model.student)
+
+
+@pytest.mark.parametrize("path", [p for p in QUICKSTART if "gdetkd" in p])
+def test_quickstart_gdetkd_takes_a_step(path, tmp_path):
+    cfg = load(path)
+    torch.manual_seed(0)
+    teacher_cfg = load(cfg.MODEL.KD.TEACHER.CONFIG_FILE, "MODEL.DEVICE", "cpu")
+    torch.save({"model": build_model(teacher_cfg).state_dict()}, tmp_path / "teacher.pth")
+    cfg.MODEL.KD.TEACHER.WEIGHTS = str(tmp_path / "teacher.pth")
+    check_config(cfg)
+    model, losses = take_a_step(cfg, batch_of(96, 6))
+    added = {"loss_sgfi", "loss_ckd"} | (
+        {"loss_roi_class_kd", "loss_roi_box_kd"} if "rcnn" in path else set()
+    )
+    assert added <= losses.keys() and ("loss_roi_box_kd" in losses) == ("rcnn" in path)
+    if "rcnn" in path:
+        assert inherit(model.student, model.teacher.detector, cfg.MODEL.KD.INHERIT)
 
 
 @pytest.mark.parametrize("path", PKD)
