@@ -63,6 +63,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="principal components as colours, or how far the channels stand out",
     )
     parser.add_argument("--attention-level", metavar="LEVEL", help="e.g. p3; default: the mean")
+    parser.add_argument(
+        "--objects",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="numbers of the objects whose matching levels are shown; default: the largest",
+    )
     parser.add_argument("--threshold", type=float, default=0.3, help="least score of a detection")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
@@ -71,6 +78,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--dataset and --images exclude each other")
     if args.annotations and len(args.images or ()) != 1:
         parser.error("--annotations goes with --images and one folder")
+    if args.objects and min(args.objects) < 1:
+        parser.error("--objects are numbers from 1")
     if args.num is not None and args.num < 1:
         parser.error("--num must be at least 1")
     return args
@@ -159,6 +168,7 @@ def draw_page(args: argparse.Namespace) -> list[Path]:
                 image_format=cfg.INPUT.FORMAT,
                 style=args.features,
                 threshold=args.threshold,
+                objects=None if args.objects is None else [i - 1 for i in args.objects],
             )
         )
         shown += 1

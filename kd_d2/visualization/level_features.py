@@ -93,10 +93,10 @@ def level_features(
 
 
 def _adapter(distiller: nn.Module) -> tuple[nn.Module | None, set[str]]:
-    """The first head's ``adapter``, and the student's levels that pass through it."""
+    """The ``adapter`` of the first head that pairs levels, and the student's that pass it."""
     for head in distiller.heads.values():
         adapter = getattr(head, "adapter", None)
-        if isinstance(adapter, nn.Module):
+        if isinstance(adapter, nn.Module) and hasattr(head, "levels"):
             return adapter, {s for s, _ in head.levels}
     return None, set()
 

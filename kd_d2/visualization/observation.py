@@ -1,5 +1,6 @@
 """What there is to see of a distiller on one image: features, attention, detections."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ from kd_d2.visualization.level_features import (
     level_features,
     run_both,
 )
+from kd_d2.visualization.level_matches import LevelMatches, level_matches
 from kd_d2.visualization.naming import ClassNames
 
 
@@ -29,6 +31,7 @@ class Observation:
         truth: None if the image has no labels.
         tiles: level name -> pictures.
         relations: None if the teacher relates no objects.
+        matches: None if no head weighs levels against each other.
         teacher: the teacher's detections, None if there are none to be had.
         notes: sentences that say what is missing, and why.
     """
@@ -40,6 +43,7 @@ class Observation:
     tiles: dict[str, list[FeatureTile]]
     teacher: Boxes2D | None = None
     relations: Relations | None = None
+    matches: LevelMatches | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -64,6 +68,7 @@ def observe(
     style: str = "components",
     threshold: float = 0.3,
     limit: int = 10,
+    objects: Sequence[int] | None = None,
 ) -> Observation:
     """Looks at one image.
 
@@ -75,6 +80,8 @@ def observe(
         style: a key of ``FEATURE_STYLES``.
         threshold: least score of a detection.
         limit: most detections.
+        objects: numbers (from 0) of those whose levels are shown, of the annotations or, without
+            any, of the student's detections; None: the largest.
 
     Raises:
         ValueError: if features are not finite.
@@ -112,6 +119,9 @@ def observe(
         relations=relations,
         notes=notes,
     )
+    if view is not None:
+        boxes = (shown.truth or shown.student).boxes
+        shown.matches = level_matches(distiller, student, view, boxes, labelled, objects)
     if has_teacher and distiller.has_teacher_inference:
         shown.teacher = _detections(distiller, x, threshold, limit, teacher=True)
         names.rename_teachers(shown.teacher)

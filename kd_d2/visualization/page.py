@@ -73,6 +73,13 @@ _LEGENDS = {
         "Row by row, how much each object that asks takes from each that answers (a row sums to "
         "1), averaged over attention heads; brightness is scaled to each picture.",
     ),
+    "matches": (
+        "Matching levels",
+        "Row by row, how much of each level of the student goes into what is compared with the "
+        "teacher's feature of an object (a row sums to 1). The red frame is the level that the "
+        "teacher's feature is from. Numbers are those of the ground truth or, without labels, of "
+        "the student's detections, the surest first.",
+    ),
 }
 
 
@@ -124,6 +131,7 @@ class PicturePage:
         common = set.intersection(*all_notes)
         legends = ["boxes", self.style]
         legends += ["attention"] * any(e.shown.relations is not None for e in self._entries)
+        legends += ["matches"] * any(e.shown.matches is not None for e in self._entries)
         text = _PAGE.format(
             title=html.escape(title),
             subtitle=html.escape(subtitle),

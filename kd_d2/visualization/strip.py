@@ -16,6 +16,7 @@ from kd_d2.visualization.attention import draw_attention
 from kd_d2.visualization.detections import WRONG, Boxes2D, class_color, draw, is_right
 from kd_d2.visualization.labels import place_labels
 from kd_d2.visualization.level_features import FeatureTile
+from kd_d2.visualization.level_matches import draw_level_matches
 from kd_d2.visualization.naming import ClassNames
 from kd_d2.visualization.observation import Observation
 
@@ -79,6 +80,8 @@ class _Strip:
             self._boxes(title, shown.teacher, self._scores(shown.teacher))
         if shown.relations is not None:
             self._attention()
+        if shown.matches is not None:
+            self._matches()
         self._levels()
         self._texts()
         self.canvas.draw()
@@ -88,8 +91,8 @@ class _Strip:
         shown = self.shown
         large = 2 + (shown.teacher is not None)
         width = 2 * _EDGE + large * (_LARGE + _GAP)
-        if shown.relations is not None:
-            width += _LARGE + _MATRIX_NAMES * 0.5 + _GAP
+        matrices = (shown.relations is not None) + (shown.matches is not None)
+        width += matrices * (_LARGE + _MATRIX_NAMES * 0.5 + _GAP)
         if shown.tiles:
             width += _SIDE_TITLE + len(shown.tiles) * (self.small + _GAP)
         return width
@@ -121,22 +124,34 @@ class _Strip:
             for c, s in zip(found.classes, found.scores, strict=True)
         ]
 
+    def _matrix(self, title: str, below: float) -> Axes:
+        """A place with names at its left, and ``below`` inches for names below it."""
+        side = _MATRIX_NAMES
+        height = _LARGE + _CAPTION - below
+        axes = self._axes(self.x + side, _HEAD + _TITLE, _LARGE - 0.5 * side, height)
+        axes.set_title(title, fontsize=8, pad=3)
+        self.x += _LARGE + 0.5 * side + _GAP
+        return axes
+
+    def _matches(self) -> None:
+        found = self.shown.truth or self.shown.student
+        axes = self._matrix("matching levels", 0.35)
+        if self.shown.matches.objects:
+            names = [self.look.names[c] for c in found.classes]
+            draw_level_matches(axes, self.shown.matches, names)
+        else:
+            _write_no_objects(axes)
+
     def _attention(self) -> None:
         truth = self.shown.truth
-        side = _MATRIX_NAMES
         level = "mean of levels" if self.look.level is None else self.look.level.upper()
-        axes = self._axes(
-            self.x + side, _HEAD + _TITLE, _LARGE - 0.5 * side, _LARGE + _CAPTION - side
-        )
-        axes.set_title(f"attention, {level}", fontsize=8, pad=3)
+        axes = self._matrix(f"attention, {level}", _MATRIX_NAMES)
         if len(truth.boxes):
             sizes = (truth.boxes[:, 2:] - truth.boxes[:, :2]).prod(1)
             names = [self.look.names[c] for c in truth.classes]
             draw_attention(axes, self.shown.relations, names, sizes, self.look.level)
         else:
-            axes.set(xticks=[], yticks=[])
-            axes.text(*(0.5, 0.5, "no objects"), ha="center", fontsize=8, transform=axes.transAxes)
-        self.x += _LARGE + 0.5 * side + _GAP
+            _write_no_objects(axes)
 
     def _levels(self) -> None:
         columns = self.shown.tiles
@@ -208,6 +223,11 @@ class _Strip:
                 handlelength=1.6,
                 columnspacing=1.2,
             )
+
+
+def _write_no_objects(axes: Axes) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.text(*(0.5, 0.5, "no objects"), ha="center", fontsize=8, transform=axes.transAxes)
 
 
 def _nothing() -> Boxes2D:

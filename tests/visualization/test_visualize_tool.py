@@ -126,3 +126,27 @@ def test_mistakes_are_one_sentence(args, message, run, capsys, tmp_path):
     assert run(*args) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_matching_levels_of_chosen_objects(
+    data, frozen_cfg, build, tmp_path, main, capsys, monkeypatch
+):
+    monkeypatch.setattr("tiny_models.NUM_CLASSES", len(CLASSES))
+    cfg = frozen_cfg("RetinaNet", "FasterRCNN")
+    cfg.MODEL.KD.HEADS = ["SGFI"]
+    cfg.INPUT.MIN_SIZE_TEST = 64
+    cfg.DATASETS.TEST = ("seen_shapes_val",)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": build(cfg).state_dict()}, tmp_path / "model_final.pth")
+    files = [
+        "--config-file",
+        str(tmp_path / "config.yaml"),
+        "--weights",
+        str(tmp_path / "model_final.pth"),
+    ]
+    out = ["--output", str(tmp_path / "out"), "--num", "1"]
+    assert main([*files, *out, "--objects", "1"]) == 0
+    assert "Matching levels" in (tmp_path / "out" / "index.html").read_text()
+    with pytest.raises(SystemExit):
+        main([*files, *out, "--objects", "0"])
+    assert "--objects are numbers from 1" in capsys.readouterr().err
