@@ -30,6 +30,11 @@ TITLES = {
     "dkd": "DKD",
     "inherit": "teacher's neck and head only",
     "pgd_inherit": "PGD with them",
+    "roifi": "regions, assigned level",
+    "sgfi": "SGFI",
+    "ckd": "CKD",
+    "sgfi_ckd": "SGFI + CKD",
+    "gdetkd": "G-DetKD, all of it",
 }
 
 

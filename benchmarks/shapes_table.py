@@ -40,7 +40,7 @@ CONFIGS = {
     "control_mlp": "configs/quickstart/lgd_{}_mlp_control.yaml",
     "lgd_mlp": "configs/quickstart/lgd_{}_mlp.yaml",
 }
-# Methods with a frozen teacher are the configs of PKD with another head
+# Methods with a frozen teacher are configs with these heads
 HEADS = {
     "pkd": "PKD",
     "cwd": "CWD",
@@ -53,13 +53,22 @@ HEADS = {
     "dkd": "DKD",
     "inherit": "PKD",
     "pgd_inherit": "PGD",
+    "roifi": "SGFI",
+    "sgfi": "SGFI",
+    "ckd": "CKD",
+    "sgfi_ckd": "SGFI CKD",
+    "gdetkd": "SGFI CKD RoIClassKD RoIBoxKD",
 }
 CONFIGS |= dict.fromkeys(HEADS, "configs/quickstart/pkd_{}.yaml")
+_OF_REGIONS = ("roifi", "sgfi", "ckd", "sgfi_ckd", "gdetkd")
+CONFIGS |= dict.fromkeys(_OF_REGIONS, "configs/quickstart/gdetkd_{}.yaml")
 # What else they set: the student begins with its teacher's neck and head, as in PGD's paper
 _INHERITING = {"MODEL.KD.INHERIT": "['neck', 'head']"}
 _SETTINGS = {
     "inherit": _INHERITING | {"MODEL.KD.HEAD_WEIGHTS": "[0.0]"},
     "pgd_inherit": _INHERITING,
+    "roifi": {"MODEL.KD.SGFI.MATCHING": "assigned"},
+    "gdetkd": {"MODEL.KD.INHERIT": "['box_head']"},
 }
 # Steps relative to a plain one, until they are measured.
 _COSTS = dict.fromkeys(CONFIGS, 1.6) | {"plain": 1.0, "pkd": 1.4, "teacher": 2.0}
@@ -138,10 +147,10 @@ def make_run(
     overrides["TEST.EVAL_PERIOD"] = str(max(1, length // evaluations))
     name, _, factor = method.partition("@")
     if name in HEADS:
-        overrides["MODEL.KD.HEADS"] = repr([HEADS[name]])
+        overrides["MODEL.KD.HEADS"] = repr(HEADS[name].split())
     overrides |= _SETTINGS.get(name, {})
     if factor:
-        overrides["MODEL.KD.HEAD_WEIGHTS"] = repr([float(factor)])
+        overrides["MODEL.KD.HEAD_WEIGHTS"] = repr([float(factor)] * len(HEADS[name].split()))
     if teacher is not None:
         overrides["MODEL.KD.TEACHER.WEIGHTS"] = str(teacher.job.output / "model_final.pth")
     job = Job(
@@ -181,7 +190,7 @@ def refused(config: str, method: str) -> str:
     """Why a head does not serve a detector; "" if it does, as far as a config tells."""
     if method not in HEADS:
         return ""
-    cfg = load_config(config, ["MODEL.KD.HEADS", repr([HEADS[method]])])
+    cfg = load_config(config, ["MODEL.KD.HEADS", repr(HEADS[method].split())])
     try:
         check_project_configs(cfg)
     except ConfigError as error:

@@ -50,16 +50,17 @@ def alternate(
 
 
 class PartMeter:
-    """Splits a distiller's forward pass into student, teacher, second head pass, and heads.
+    """Splits a distiller's forward pass into student, teacher, second pass, regions, and heads.
 
     It reads a counter (a clock, or FLOPs so far) whenever the distiller enters and leaves a part.
     What the wiring does between the parts is ``rest``.
     """
 
-    PARTS = ("student", "teacher", "second head pass", "adapter + loss", "rest")
+    PARTS = ("student", "teacher", "second head pass", "regions", "adapter + loss", "rest")
 
     def __init__(self, distiller: nn.Module, read: Callable[[], float]):
         self.distiller = distiller
+        self.regions = getattr(distiller, "regions", None)
         self.read = read
         self._spent: dict[str, float] = {}
 
@@ -69,6 +70,8 @@ class PartMeter:
         distiller, teacher = self.distiller, self.distiller.teacher
         # Instance attributes shadow the methods; hooks do for modules.
         shadows = [(distiller.stages, "run", "student"), (distiller, "teach", "teach")]
+        if self.regions is not None:
+            shadows.append((self.regions, "compare", "regions"))
         for owner, method, part in shadows:
             owner.__dict__[method] = self._wrap(getattr(owner, method), part)
         modules = [(teacher, "teacher")]
@@ -114,7 +117,8 @@ class PartMeter:
         spent = self._spent
         spent["second head pass"] = spent.pop("teach") - spent["teacher"]
         spent["rest"] = total - sum(spent[part] for part in self.PARTS[:-1])
-        return losses, {part: spent[part] for part in self.PARTS}
+        parts = [part for part in self.PARTS if part != "regions" or self.regions]
+        return losses, {part: spent[part] for part in parts}
 
 
 def medians(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -226,14 +226,20 @@ def test_configs_of_the_table_exist():
         for detector in ("retinanet", "fcos", "faster_rcnn", "mask_rcnn"):
             has_teacher = name not in shapes_table.HEADS or "rcnn" not in detector
             assert Path(pattern.format(detector)).is_file() == has_teacher
+    assert Path(shapes_table.CONFIGS["gdetkd"].format("faster_rcnn_7x7")).is_file()
 
 
 def test_heads_differ_in_the_head_alone(tmp_path, capsys):
-    chosen = args(tmp_path, "--detectors", "atss", "--methods", *shapes_table.HEADS, "--seeds", "1")
-    runs = plan(chosen)
-    assert [r.method for r in runs] == list(shapes_table.HEADS)
-    assert len({r.teacher.job.output for r in runs}) == 1
-    for run in runs:
-        assert run.job.overrides["MODEL.KD.HEADS"] == f"['{shapes_table.HEADS[run.method]}']"
+    of_regions = ["roifi", "sgfi", "ckd", "sgfi_ckd", "gdetkd"]
+    others = [name for name in shapes_table.HEADS if name not in of_regions]
+    for detector, methods in (("atss", others), ("faster_rcnn_7x7", of_regions)):
+        runs = plan(args(tmp_path, "--detectors", detector, "--methods", *methods, "--seeds", "1"))
+        assert [r.method for r in runs] == methods
+        assert len({r.teacher.job.output for r in runs}) == 1
+        for run in runs:
+            heads = shapes_table.HEADS[run.method].split()
+            assert run.job.overrides["MODEL.KD.HEADS"] == repr(heads)
     plan(args(tmp_path, "--detectors", "retinanet", "--methods", "pgd"))
     assert "Left out: retinanet pgd. PGD (MODEL.KD.HEADS) needs" in capsys.readouterr().err
+    plan(args(tmp_path, "--detectors", "fcos", "--methods", "gdetkd"))
+    assert "Left out: fcos gdetkd. RoIClassKD (MODEL.KD.HEADS) reads" in capsys.readouterr().err
