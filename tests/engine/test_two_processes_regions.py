@@ -189,7 +189,7 @@ def limits(value, output):
     regions = Regions(
         torch.tensor([[0.0, 0, 9, 9]] * count).view(-1, 4), [count], torch.ones(count) > 0
     )
-    head.compare = lambda student, rois, target: (target.sum((1, 2, 3)), torch.ones(count, 1))
+    head.compare = lambda student, regions, target: (target.sum((1, 2, 3)), torch.ones(count, 1))
     view = View(regions, pooled=torch.zeros(count, 2, 7, 7), strides=torch.full((count,), 8.0))
     head(view, view, [])
     torch.save(head.log_temperature.item(), f"{output}/rank{comm.get_rank()}.pth")

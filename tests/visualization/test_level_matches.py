@@ -6,6 +6,7 @@ import torch
 from matplotlib.figure import Figure
 from tiny_models import build, random_batch
 
+from kd_d2.modeling.regions import Regions
 from kd_d2.visualization.level_matches import LevelMatches, draw_level_matches
 from kd_d2.visualization.naming import ClassNames
 from kd_d2.visualization.observation import observe
@@ -44,8 +45,9 @@ def test_the_weights_are_those_of_training(student, frozen_cfg):
             ],
             [x["instances"].gt_boxes],
         )
-        rois = torch.cat((torch.zeros(3, 1), x["instances"].gt_boxes.tensor), 1)
-        _, weights = sgfi.compare(view, rois, pooled)
+        boxes = x["instances"].gt_boxes.tensor
+        regions = Regions(boxes, [3], torch.ones(3, dtype=torch.bool))
+        _, weights = sgfi.compare(view, regions, pooled)
     np.testing.assert_allclose(matches.weights, weights, atol=1e-5)
     wider = draw_strip(shown, Look(NAMES)).shape[1]
     shown.matches = None

@@ -47,6 +47,18 @@ class Regions:
         """(R, 5), number of the image and box, as RoIAlign wants them."""
         return torch.cat((self.images[:, None].to(self.boxes), self.boxes), 1)
 
+    def take(self, index: Tensor) -> "Regions":
+        """Those of an index, a tensor on the CPU in rising order."""
+        counts = torch.tensor(self.counts)
+        images = torch.arange(len(counts)).repeat_interleave(counts)[index]
+        index = index.to(self.boxes.device)
+        return Regions(
+            self.boxes[index],
+            images.bincount(minlength=len(counts)).tolist(),
+            self.foreground[index],
+            None if self.locations is None else self.locations[index],
+        )
+
     def of_foreground(self) -> "Regions":
         """Those of the foreground alone."""
         keep = self.foreground

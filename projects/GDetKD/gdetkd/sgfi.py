@@ -7,10 +7,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import roi_align
 
 from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY, DistillHead, describe_shapes
 from kd_d2.modeling.regions import Regions
+from kd_d2.modeling.regions.pooling import pool_regions
 from kd_d2.modeling.scalars import log_scalars
 from kd_d2.modeling.stages import DetectorStages
 from kd_d2.modeling.views import DetectorView, ViewRequest
@@ -114,18 +114,21 @@ class SGFI(DistillHead):
     def forward(self, student, teacher, gt) -> dict[str, Tensor]:
         """Returns ``{"loss_sgfi": scalar}``."""
         self.limit_temperature()
-        regions, target = student.regions.regions, teacher.regions.pooled
+        regions, seen = student.regions.regions, teacher.regions
         if len(regions) == 0:
             return {"loss_sgfi": 0.0 * sum(p.float().sum() for p in self.parameters())}
-        chosen = self._chosen(len(regions), target.device)
+        target, strides = seen.pooled, seen.strides
+        if 0 < self.max_regions < len(regions):
+            chosen = torch.randperm(len(regions))[: self.max_regions].sort().values
+            regions, target, strides = regions.take(chosen), target[chosen], strides[chosen]
         if self.soft:
-            errors, weights = self.compare(student, regions.rois()[chosen], target[chosen])
-            self._log(weights.detach(), teacher.regions.strides[chosen])
+            errors, weights = self.compare(student, regions, target)
+            self._log(weights.detach(), strides)
         else:
             with _in_float32(target):
                 features = [student.features[level].float() for level in self.assigned_levels]
-                own = self.adapter(self.pooler(features, regions.per_image())[chosen])
-                errors = imitation_error(own, target[chosen])
+                own = self.adapter(self.pooler(features, regions.per_image()))
+                errors = imitation_error(own, target)
         return {"loss_sgfi": self.weight * errors.mean()}
 
     def match_levels(
@@ -140,21 +143,17 @@ class SGFI(DistillHead):
             return None
         if len(regions) == 0:
             return target.new_zeros(0, len(self.strides))
-        return self.compare(student, regions.rois(), target)[1]
+        return self.compare(student, regions, target)[1]
 
-    def _chosen(self, count: int, device: torch.device) -> Tensor | slice:
-        if not 0 < self.max_regions < count:
-            return slice(None)
-        return torch.randperm(count, device=device)[: self.max_regions].sort().values
-
-    def compare(self, student: DetectorView, rois: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def compare(
+        self, student: DetectorView, regions: Regions, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """How far the student is from the teacher's features, and which levels it takes.
 
         In chunks where there are too many regions for the memory budget.
 
         Args:
-            rois: (R, 5), image and box of each region.
-            target: (R, C, h, w).
+            target: (R, C, h, w), of the regions.
 
         Returns:
             mean squared errors (R,); weights of the student's levels (R, L).
@@ -164,32 +163,34 @@ class SGFI(DistillHead):
         size = target.shape[-1]
         bytes_each = 4 * len(features) * self.channels * size**2
         limit = max(1, int(self.memory_budget * 2**20 / bytes_each))
-        if len(rois) <= limit:
-            return self._compare(rois, target, temperature, *features)
+        if len(regions) <= limit:
+            return self._compare(regions, target, temperature, *features)
         chunks = [
-            checkpoint(self._compare, r, t, temperature, *features, use_reentrant=False)
-            for r, t in zip(rois.split(limit), target.split(limit), strict=True)
+            checkpoint(
+                *(self._compare, regions.take(index), target[index], temperature, *features),
+                use_reentrant=False,
+            )
+            for index in torch.arange(len(regions)).split(limit)
         ]
         errors, weights = zip(*chunks, strict=True)
         return torch.cat(errors), torch.cat(weights)
 
     def _compare(
-        self, rois: Tensor, target: Tensor, temperature: Tensor, *features: Tensor
+        self, regions: Regions, target: Tensor, temperature: Tensor, *features: Tensor
     ) -> tuple[Tensor, Tensor]:
         # dot products of keys that are not normalised: half precision has neither room nor digits
         with _in_float32(target):
-            levels = self.pool(features, rois, target.shape[-1])
+            levels = self.pool(features, regions, target.shape[-1])
             keys = self.keys(levels.flatten(0, 1), self.adapter).unflatten(0, levels.shape[:2])
             weights = level_weights(keys, self.keys(target.float()), temperature)
             # the adapter is linear and the weights sum to 1: it may as well come after the sum
             own = self.adapter(aggregate_levels(levels, weights))
             return imitation_error(own, target), weights
 
-    def pool(self, features: tuple[Tensor, ...], rois: Tensor, size: int) -> Tensor:
-        """All levels of the student in the regions, (R, L, C', h, w), float32; a kernel a level."""
+    def pool(self, features: tuple[Tensor, ...], regions: Regions, size: int) -> Tensor:
+        """All levels of the student in the regions, (R, L, C', h, w), float32."""
         pooled = [
-            # boxes would be rounded to whole pixels in half precision
-            roi_align(x.float(), rois, size, 1 / stride, self.sampling_ratio, aligned=True)
+            pool_regions(x, regions, stride, size, self.sampling_ratio)
             for x, stride in zip(features, self.strides.values(), strict=True)
         ]
         return torch.stack(pooled, 1)

@@ -75,13 +75,13 @@ def test_half_precision_does_not_overflow():
 def test_autocast_changes_nothing(dtype):
     """Dot products of keys that are not normalised need all digits."""
     sgfi = head(temperature=0.5)
-    features, rois, target = inputs()
+    features, regions, target = inputs()
     with torch.no_grad():
         for p in sgfi.keys.parameters():
             p.mul_(6)
-    errors, weights = sgfi.compare(View(features), rois, target)
+    errors, weights = sgfi.compare(View(features), regions, target)
     with torch.autocast("cpu", dtype=dtype):
-        low, low_weights = sgfi.compare(View(features), rois, target)
+        low, low_weights = sgfi.compare(View(features), regions, target)
     assert torch.equal(low, errors) and torch.equal(low_weights, weights)
     assert errors.isfinite().all()
 
@@ -125,8 +125,9 @@ def inputs(count=9, seed=0):
     }
     corners = torch.rand(count, 2, generator=generator) * 30
     boxes = torch.cat((corners, corners + 8 + 20 * torch.rand(count, 2, generator=generator)), 1)
-    rois = torch.cat((torch.arange(count)[:, None] % 2, boxes), 1)
-    return features, rois, torch.randn(count, 8, 7, 7, generator=generator)
+    counts = [count // 3, count - count // 3]
+    regions = Regions(boxes, counts, torch.ones(count, dtype=torch.bool))
+    return features, regions, torch.randn(count, 8, 7, 7, generator=generator)
 
 
 class View:
@@ -134,10 +135,10 @@ class View:
         self.features = features
 
 
-def slowly(sgfi, features, rois, target):
+def slowly(sgfi, features, regions, target):
     """Region by region and level by level, as the formulas are written."""
     errors = []
-    for roi, aim in zip(rois, target, strict=True):
+    for roi, aim in zip(regions.rois(), target, strict=True):
         adapted, similarity = [], []
         for feature, stride in zip(features.values(), (8, 16), strict=True):
             pooled = roi_align(feature, roi[None], 7, 1 / stride, 2, aligned=True)
@@ -152,14 +153,14 @@ def slowly(sgfi, features, rois, target):
 @pytest.mark.parametrize("chunk", [100, 4, 1])
 def test_all_regions_at_once_or_in_chunks_are_one_after_the_other(chunk):
     sgfi = head(chunk * 4 * 2 * 6 * 49 / 2**20, temperature=2.0)
-    features, rois, target = inputs()
+    features, regions, target = inputs()
 
     def gradients(errors):
         leaves = [*features.values(), *sgfi.parameters()]
         return torch.autograd.grad(errors.mean(), leaves)
 
-    errors, weights = sgfi.compare(View(features), rois, target)
-    expected = slowly(sgfi, features, rois, target)
+    errors, weights = sgfi.compare(View(features), regions, target)
+    expected = slowly(sgfi, features, regions, target)
     assert weights.shape == (9, 2) and torch.allclose(errors, expected, atol=1e-5)
     for own, other in zip(gradients(errors), gradients(expected), strict=True):
         assert own.any() and torch.allclose(own, other, rtol=1e-3, atol=1e-6)
@@ -167,12 +168,12 @@ def test_all_regions_at_once_or_in_chunks_are_one_after_the_other(chunk):
 
 def test_the_temperature_keeps_within_its_limits_and_has_a_gradient_there():
     sgfi = head(temperature=1.0, temperature_limits=(0.5, 2.0))
-    features, rois, target = inputs()
+    features, regions, target = inputs()
     for value, limit in ((-5.0, 0.5), (5.0, 2.0)):
         with torch.no_grad():
             sgfi.log_temperature.fill_(value)
         sgfi.limit_temperature()
-        errors, _ = sgfi.compare(View(features), rois, target)
+        errors, _ = sgfi.compare(View(features), regions, target)
         (gradient,) = torch.autograd.grad(errors.sum(), sgfi.log_temperature)
         assert sgfi.log_temperature.exp().item() == pytest.approx(limit) and gradient != 0
 
@@ -227,7 +228,7 @@ def test_hard_weights_at_the_assigned_level_find_the_teacher(frozen_cfg):
     model.student.load_state_dict(model.teacher.detector.state_dict())
     student, teacher = both_views(model, batch_for("FasterRCNN"))
     sgfi, regions = model.heads["SGFI"], student.regions.regions
-    levels = sgfi.pool([student.features[f] for f in sgfi.strides], regions.rois(), 7)
+    levels = sgfi.pool([student.features[f] for f in sgfi.strides], regions, 7)
     hard = torch.tensor(list(sgfi.strides.values())) == teacher.regions.strides[:, None]
     assert (hard.sum(1) == 1).all()
     own = sgfi.adapter(aggregate_levels(levels, hard.float()))
@@ -260,8 +261,8 @@ def test_a_cap_on_the_regions(frozen_cfg, storage):
     cfg.MODEL.KD.HEADS, cfg.MODEL.KD.SGFI.MAX_REGIONS = ["SGFI"], 5
     model = build(cfg).train()
     seen, compare = [], model.heads["SGFI"].compare
-    model.heads["SGFI"].compare = lambda s, rois, target: (
-        seen.append(rois) or compare(s, rois, target)
+    model.heads["SGFI"].compare = lambda s, regions, target: (
+        seen.append(regions) or compare(s, regions, target)
     )
     model(batch_for("FasterRCNN"))
     assert len(seen[0]) == 5
@@ -271,10 +272,11 @@ def test_boxes_are_not_rounded_in_half_precision():
     """In float16 a box at 1001.3 would be one at 1001.5."""
     sgfi = head()
     feature = torch.linspace(0, 1, 128)[None, None, None].expand(1, 6, 64, 128)
-    rois = torch.tensor([[0.0, 1001.3, 8, 1013.3, 20]])
+    box = torch.tensor([[1001.3, 8, 1013.3, 20]])
+    regions = Regions(box, [1], torch.ones(1, dtype=torch.bool))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = sgfi.pool((feature.bfloat16(), feature[..., ::2].bfloat16()), rois, 7)
-    full = sgfi.pool((feature.bfloat16().float(), feature[..., ::2].bfloat16().float()), rois, 7)
+        low = sgfi.pool((feature.bfloat16(), feature[..., ::2].bfloat16()), regions, 7)
+    full = sgfi.pool((feature.bfloat16().float(), feature[..., ::2].bfloat16().float()), regions, 7)
     assert low.dtype == torch.float32 and torch.equal(low, full)
 
 
