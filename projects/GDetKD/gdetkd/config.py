@@ -32,8 +32,9 @@ def add_gdetkd_config(cfg: CN) -> None:
     sgfi.MATCHING = "soft"
     # Channels of the two stride-2 3x3 convolutions that make keys of pooled features. (public)
     sgfi.EMBED_CHANNELS = [128, 64]
-    # A ReLU behind the second of them, too. (public, before 2024)
-    sgfi.EMBED_FINAL_RELU = True
+    # A ReLU behind the second of them, too. (public code had it until 2024, and has not since; off
+    # is ours: with it all keys may become 0 for good, see projects/GDetKD/README.md)
+    sgfi.EMBED_FINAL_RELU = False
     # Where the learned temperature begins (public), and its limits (ours).
     sgfi.TEMPERATURE = 1.0
     sgfi.TEMPERATURE_LIMITS = [0.01, 100.0]

@@ -41,7 +41,7 @@ class SGFI(DistillHead):
         weight: float = 1.0,
         matching: str = "soft",
         embed_channels: tuple[int, int] = (128, 64),
-        embed_final_relu: bool = True,
+        embed_final_relu: bool = False,
         temperature: float = 1.0,
         temperature_limits: tuple[float, float] = (0.01, 100.0),
         max_regions: int = 0,
