@@ -102,7 +102,9 @@ def assert_two_are_one(scenario, two):
     for key, value in weights.items():
         if key.endswith("num_batches_tracked") or not value.is_floating_point():
             continue
-        assert torch.allclose(two_weights[key], value, rtol=1e-3, atol=1e-5), key
+        # vectors of an untrained teacher, in the queue of CKD, are large
+        atol = 1e-5 * max(1.0, value.abs().max().item())
+        assert torch.allclose(two_weights[key], value, rtol=1e-3, atol=atol), key
 
 
 def assert_equal_weights(ranks):
