@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from test_pgd_configs import different
-from tiny_models import build, random_batch
+from tiny_models import build, random_batch, write_untrained
 
 from kd_d2 import get_kd_cfg
 from kd_d2.config.check import check_config
@@ -97,9 +97,7 @@ def test_takes_a_step(name, tmp_path):
     cfg = shrink(load(f"GDetKD/{name}"))
     teacher = shrink(load_teacher_cfg(cfg).clone())
     node = cfg.MODEL.KD.TEACHER
-    node.CONFIG_FILE, node.WEIGHTS = str(tmp_path / "teacher.yaml"), str(tmp_path / "teacher.pth")
-    Path(node.CONFIG_FILE).write_text(teacher.dump())
-    torch.save({"model": build(teacher).state_dict()}, node.WEIGHTS)
+    node.CONFIG_FILE, node.WEIGHTS = write_untrained(teacher, tmp_path, "teacher")
     check_config(cfg)
     model = build(cfg).train()
     with EventStorage():

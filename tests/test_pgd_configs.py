@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
-from tiny_models import build, random_batch
+from tiny_models import build, random_batch, write_untrained
 
 from kd_d2 import get_kd_cfg
 from kd_d2.config.check import check_config
@@ -111,9 +110,7 @@ def test_takes_a_step(name, tmp_path):
     cfg = shrink(load(name))
     teacher: CfgNode = shrink(load_teacher_cfg(cfg).clone())
     node = cfg.MODEL.KD.TEACHER
-    node.CONFIG_FILE, node.WEIGHTS = str(tmp_path / "teacher.yaml"), str(tmp_path / "teacher.pth")
-    Path(node.CONFIG_FILE).write_text(teacher.dump())
-    torch.save({"model": build(teacher).state_dict()}, node.WEIGHTS)
+    node.CONFIG_FILE, node.WEIGHTS = write_untrained(teacher, tmp_path, "teacher")
     check_config(cfg)
     model = build(cfg).train()
     batch = random_batch(sizes=((64, 96), (96, 64)))

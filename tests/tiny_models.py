@@ -74,8 +74,12 @@ def lgd_cfg(arch: str = "RetinaNet", **kwargs):
 
 def teacher_files(folder, arch: str = "RetinaNet", **kwargs):
     """Writes config and weights of an untrained detector; returns both paths."""
-    cfg = tiny_cfg(arch, **kwargs)
-    config, weights = folder / f"{arch}.yaml", folder / f"{arch}.pth"
+    return write_untrained(tiny_cfg(arch, **kwargs), folder, arch)
+
+
+def write_untrained(cfg, folder, name):
+    """Writes a detector's config and random weights; returns both paths."""
+    config, weights = folder / f"{name}.yaml", folder / f"{name}.pth"
     config.write_text(cfg.dump())
     torch.save({"model": build(cfg).state_dict()}, weights)
     return str(config), str(weights)

@@ -61,6 +61,20 @@ def build_distill_head(
     return DISTILL_HEAD_REGISTRY.get(name)(cfg, student_shapes, teacher_shapes)
 
 
+def check_equal_classes(head: str, student: DetectorStages, teacher: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: both sides are compared class by class, and have unequal numbers of classes.
+    """
+    own, known = student.num_classes, teacher.num_classes
+    if own != known:
+        raise ValueError(
+            f"{head} compares class by class, and the student has {own} classes, the teacher "
+            f"{known}: name the teacher's in MODEL.KD.TEACHER.CLASSES, so that those of equal "
+            "names meet."
+        )
+
+
 def pair_levels(
     student: dict[str, ShapeSpec], teacher: dict[str, ShapeSpec]
 ) -> list[tuple[str, str]]:

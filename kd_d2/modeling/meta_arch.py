@@ -20,7 +20,12 @@ from kd_d2.modeling.head_weights import HeadWeight
 from kd_d2.modeling.norm_statistics import SecondNormStatistics
 from kd_d2.modeling.phases import current_iteration
 from kd_d2.modeling.regions import RegionComparison, RegionSettings
-from kd_d2.modeling.stages import DetectorStages, build_stages, check_trains_by_stages
+from kd_d2.modeling.stages import (
+    DetectorStages,
+    build_stages,
+    check_trains_by_stages,
+    does_not_serve,
+)
 from kd_d2.modeling.teachers import build_teacher
 from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
 
@@ -140,14 +145,14 @@ class Distiller(nn.Module):
         try:
             comparison = RegionComparison(self.stages, self.teacher, settings, *requests)
         except ValueError as error:
-            raise _does_not_serve(", ".join(readers), error) from None
+            raise does_not_serve(", ".join(readers), error) from None
         for name in readers:
             for side, request in (
                 (self.stages, self.heads[name].student_request),
                 (self.teacher.stages, self.heads[name].teacher_request),
             ):
                 if reason := side.regions.why_not(request.regions):
-                    raise _does_not_serve(name, f"{reason}.")
+                    raise does_not_serve(name, f"{reason}.")
         return comparison
 
     @property
@@ -242,10 +247,6 @@ def _check_requests(
             f"{type(teacher).__name__} predicts nothing by itself: set MODEL.KD.TEACHER.NAME to "
             "Frozen and MODEL.META_ARCHITECTURE to FrozenTeacherDistiller."
         )
-
-
-def _does_not_serve(heads: str, reason: object) -> ValueError:
-    return ValueError(f"{heads} (MODEL.KD.HEADS) does not serve here: {reason}")
 
 
 def _weighted(

@@ -170,7 +170,7 @@ class DetectorStages:
             if request.decoded and not self.can_decode():
                 raise self._cannot_decode()
         except ValueError as error:
-            raise ValueError(f"{head} (MODEL.KD.HEADS) does not serve here: {error}") from None
+            raise does_not_serve(head, error) from None
 
     def can_decode(self) -> bool:
         """Whether :meth:`decode` works."""
@@ -234,6 +234,11 @@ class DetectorStages:
                     images, view.features, view.predictions, gt, view.assignment
                 )
         return view
+
+
+def does_not_serve(heads: str, reason: object) -> ValueError:
+    """What to say of distillation heads that a detector cannot show what they ask for."""
+    return ValueError(f"{heads} (MODEL.KD.HEADS) does not serve here: {reason}")
 
 
 class UnknownFamilyError(ValueError):

@@ -97,17 +97,18 @@ def draw_attention(
     axes.set_xlabel(f"{relations.answering} that answers", fontsize=6.5, labelpad=2)
     axes.set_ylabel(f"{relations.asking} that asks", fontsize=6.5, labelpad=2)
     if len(columns) <= 8:
-        _write_values(axes, matrix, brightest)
+        write_values(axes, matrix, brightest, 6.5 if len(matrix) <= 6 else 5)
 
 
-def _write_values(axes: Axes, matrix: np.ndarray, brightest: float) -> None:
+def write_values(axes: Axes, matrix: np.ndarray, brightest: float, size: float) -> None:
+    """Writes each weight into its cell; ``brightest`` is the weight of the brightest colour."""
     for (i, j), value in np.ndenumerate(matrix):
         bright = value > 0.6 * brightest
         axes.text(
             *(j, i, f"{value:.2f}".lstrip("0") if value < 0.995 else "1"),
             ha="center",
             va="center",
-            fontsize=6.5 if len(matrix) <= 6 else 5,
+            fontsize=size,
             color="black" if bright else "white",
         )
 

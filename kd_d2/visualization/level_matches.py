@@ -19,6 +19,7 @@ from torch import nn
 
 from kd_d2.modeling.regions import Regions
 from kd_d2.modeling.views import DetectorView
+from kd_d2.visualization.attention import write_values
 
 MOST_OBJECTS = 14  # more rows than that cannot be read
 
@@ -91,10 +92,7 @@ def draw_level_matches(axes: Axes, matches: LevelMatches, names: list[str]) -> N
     axes.set_xticks(range(len(matches.levels)), [x.upper() for x in matches.levels], fontsize=6.5)
     axes.tick_params(length=0, pad=2)
     axes.set_xlabel("level of the student", fontsize=6.5, labelpad=2)
-    for (i, j), value in np.ndenumerate(matches.weights):
-        text = f"{value:.2f}".lstrip("0") if value < 0.995 else "1"
-        color = "black" if value > 0.6 else "white"
-        axes.text(j, i, text, ha="center", va="center", fontsize=6, color=color)
+    write_values(axes, matches.weights, 1.0, 6)
     for i, j in enumerate(matches.teacher):
         if j >= 0:
             axes.add_patch(

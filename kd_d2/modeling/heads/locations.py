@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from kd_d2.modeling.dense_predictions import DensePredictions
-from kd_d2.modeling.distill_heads import DistillHead, describe_shapes
+from kd_d2.modeling.distill_heads import DistillHead, check_equal_classes, describe_shapes
 from kd_d2.modeling.stages import DetectorStages
 from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
 
@@ -73,13 +73,7 @@ class LogitImitation(PredictionImitation):
                 f"teacher {others}: take a teacher with the same grid of anchors or points, or "
                 "another head of MODEL.KD.HEADS."
             )
-        own, known = student.num_classes, teacher.num_classes
-        if own != known:
-            raise ValueError(
-                f"{name} compares class by class, and the student has {own} classes, the teacher "
-                f"{known}: name the teacher's in MODEL.KD.TEACHER.CLASSES, so that those of equal "
-                "names meet."
-            )
+        check_equal_classes(name, student, teacher)
 
     def logit_pair(
         self, student: DensePredictions, teacher: DensePredictions

@@ -61,10 +61,7 @@ class Regions:
 
     def of_foreground(self) -> "Regions":
         """Those of the foreground alone."""
-        keep = self.foreground
-        counts = [int(x.sum()) for x in keep.split(self.counts)]
-        locations = None if self.locations is None else self.locations[keep]
-        return Regions(self.boxes[keep], counts, keep[keep], locations)
+        return self.take(self.foreground.nonzero()[:, 0].cpu())
 
     @classmethod
     def of_images(

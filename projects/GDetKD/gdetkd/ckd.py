@@ -13,7 +13,7 @@ from kd_d2.modeling.scalars import log_scalars
 from kd_d2.modeling.stages import DetectorStages
 from kd_d2.modeling.views import ViewRequest
 
-from .contrast import contrastive_logits, contrastive_loss, overlapping
+from .contrast import contrastive_logits, contrastive_loss, overlapping, without_excluded
 from .queue import VectorQueue
 
 
@@ -137,7 +137,7 @@ class CKD(DistillHead):
                 negatives = self.projection(negatives)
         logits = contrastive_logits(student, torch.cat((aims, negatives)), self.temperature)
         excluded = overlapping(boxes, images, self.iou_threshold)
-        logits = logits.masked_fill(F.pad(excluded, (0, len(negatives))), -torch.inf)
+        logits = without_excluded(logits, F.pad(excluded, (0, len(negatives))))
         first = logits.detach().argmax(1) == torch.arange(len(logits), device=logits.device)
         log_scalars(
             "ckd",

@@ -45,12 +45,17 @@ def contrastive_loss(logits: Tensor, excluded: Tensor | None = None) -> Tensor:
     0.577552
     """
     if excluded is not None:
-        own = torch.arange(len(logits), device=logits.device)
-        excluded = excluded.clone()
-        excluded[own, own] = False
-        logits = logits.masked_fill(excluded, -torch.inf)
+        logits = without_excluded(logits, excluded)
     target = torch.arange(len(logits), device=logits.device)
     return F.cross_entropy(logits, target, reduction="none")
+
+
+def without_excluded(logits: Tensor, excluded: Tensor) -> Tensor:
+    """Logits (R, M), of which the excluded are ``-inf``; a region's own pair never is."""
+    own = torch.arange(len(logits), device=logits.device)
+    excluded = excluded.clone()
+    excluded[own, own] = False
+    return logits.masked_fill(excluded, -torch.inf)
 
 
 @torch.no_grad()

@@ -3,7 +3,11 @@
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY, DistillHead
+from kd_d2.modeling.distill_heads import (
+    DISTILL_HEAD_REGISTRY,
+    DistillHead,
+    check_equal_classes,
+)
 from kd_d2.modeling.stages import DetectorStages
 from kd_d2.modeling.views import ViewRequest
 
@@ -40,12 +44,7 @@ class RoIPredictionKD(DistillHead):
                     f"and the {side}'s are sigmoids: set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False, "
                     "or take other heads."
                 )
-        if student.num_classes != teacher.num_classes:
-            raise ValueError(
-                f"{name} compares class by class, and the student has {student.num_classes} "
-                f"classes, the teacher {teacher.num_classes}: name the teacher's in "
-                "MODEL.KD.TEACHER.CLASSES, so that those of equal names meet."
-            )
+        check_equal_classes(name, student, teacher)
 
 
 @DISTILL_HEAD_REGISTRY.register()
