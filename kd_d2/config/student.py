@@ -22,6 +22,27 @@ def student_config(cfg: CfgNode) -> CfgNode:
     return student
 
 
+def without_unused_nodes(cfg: CfgNode) -> CfgNode:
+    """A copy without the nodes of detectors and heads that a config does not use."""
+    from kd_d2.config.names import detector_node
+    from kd_d2.modeling.detectors import NODES
+    from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY
+
+    used = cfg.clone()
+    used.defrost()
+    model = used.MODEL
+    for node in NODES:
+        if node != detector_node(student_config(cfg).MODEL.META_ARCHITECTURE):
+            del model[node]
+    if not (is_distiller(cfg) and cfg.MODEL.KD.ENABLED):
+        del model["KD"]
+        return used
+    for name, _ in DISTILL_HEAD_REGISTRY:
+        if name not in cfg.MODEL.KD.HEADS:
+            model.KD.pop(name.upper(), None)
+    return used
+
+
 def wrap_student(cfg: CfgNode) -> None:
     """Make a detector's config that of a distiller, in place, if it names heads but no student.
 

@@ -86,6 +86,7 @@ def _single_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=_lr_factors(model),
         overrides={name: {"weight_decay": 0.0} for name in _undecayed(model)},
     )
     if not groups:
@@ -109,6 +110,20 @@ def _single_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         # A hook of the step runs after a GradScaler has unscaled, as Detectron2's clipping does
         optimizer.register_step_pre_hook(lambda opt, args, kwargs: clip(_parameters(opt)))
     return optimizer
+
+
+def _lr_factors(model: nn.Module) -> Callable[[str], float]:
+    """By the name of a parameter: 1, but for those of modules that have an ``lr_factor``."""
+    factors = {
+        f"{name}.": module.lr_factor
+        for name, module in model.named_modules()
+        if getattr(module, "lr_factor", 1.0) != 1.0
+    }
+
+    def factor(parameter: str) -> float:
+        return next((x for name, x in factors.items() if parameter.startswith(name)), 1.0)
+
+    return factor
 
 
 def _undecayed(model: nn.Module) -> set[str]:

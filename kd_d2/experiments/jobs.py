@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from kd_d2.config.student import without_unused_nodes
 from kd_d2.experiments.memory import logged_gpu_peak, resident_peak
 from kd_d2.experiments.metrics import Metrics
 
@@ -64,10 +65,14 @@ class Job:
         return [text for pair in self.overrides.items() for text in pair]
 
     def fingerprint(self) -> str:
-        """A hash of the finished config: equal for jobs that would do the same."""
+        """A hash of the finished config: equal for jobs that would do the same.
+
+        Without the nodes of detectors and heads that the job has not, which may change.
+        """
         from kd_d2.engine import load_config
 
-        text = load_config(self.config, [*self._arguments(), "OUTPUT_DIR", ""]).dump()
+        cfg = load_config(self.config, [*self._arguments(), "OUTPUT_DIR", ""])
+        text = without_unused_nodes(cfg).dump()
         return hashlib.sha256(f"{text}{self.num_gpus}".encode()).hexdigest()[:16]
 
     def marker(self) -> dict:

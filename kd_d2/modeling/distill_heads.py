@@ -25,12 +25,14 @@ class DistillHead(nn.Module):
         student_request, teacher_request: the stages and taps this head reads of either side.
         reads_boxes: it reads the labels' boxes, which must be upright, then.
         compares_classes: it compares class by class, so the teacher must know the student's.
+        lr_factor: learning rate of its own layers, in that of the student.
     """
 
     student_request = ViewRequest()
     teacher_request = ViewRequest()
     reads_boxes = False
     compares_classes = False
+    lr_factor = 1.0
 
     def connect(self, student: DetectorStages, teacher: nn.Module) -> None:
         """Called once, when both sides are built, and before the teacher's weights are read.

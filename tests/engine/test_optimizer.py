@@ -292,3 +292,12 @@ def test_sgd_takes_parameters_whose_gradient_comes_late(cfg):
         before = model.student[0].weight.clone()
         optimizer.step()
     assert not torch.equal(before, model.student[0].weight)
+
+
+def test_a_head_may_learn_more_slowly(cfg):
+    model = Distiller(trainable_teacher=False)
+    model.heads["Head"].lr_factor = 0.5
+    optimizer = build_optimizer(cfg, model)
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rates[p] for p in model.student.parameters()} == {0.1}
+    assert {rates[p] for p in model.heads.parameters()} == {0.05}

@@ -71,6 +71,22 @@ def test_finished_jobs_are_kept_until_something_changes(tmp_path, train_net):
     assert other.status == "finished" and len(calls(other)) == 1  # its folder was emptied
 
 
+def test_only_what_a_job_uses_counts(tmp_path):
+    def same(config, key, value):
+        path = str(Path(CONFIG).with_name(config))
+        jobs = [Job("a", path, tmp_path, 3, x) for x in ({}, {key: value})]
+        return jobs[0].fingerprint() == jobs[1].fingerprint()
+
+    assert same("plain_retinanet.yaml", "MODEL.KD.PKD.WEIGHT", "3.0")
+    assert same("plain_retinanet.yaml", "MODEL.FCOS.NUM_CONVS", "3")
+    assert same("plain_faster_rcnn.yaml", "MODEL.GFL.NUM_CONVS", "3")
+    assert not same("plain_fcos.yaml", "MODEL.FCOS.NUM_CONVS", "3")
+    assert not same("plain_faster_rcnn.yaml", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16")
+    assert not same("pkd_fcos.yaml", "MODEL.KD.PKD.WEIGHT", "3.0")
+    assert same("pkd_fcos.yaml", "MODEL.KD.CWD.WEIGHT", "3.0")
+    assert not same("pkd_fcos.yaml", "MODEL.KD.CHECK_TEACHER", "3")
+
+
 def test_an_unfinished_job_starts_anew_or_resumes(tmp_path, train_net):
     run_jobs([job(tmp_path)], train_net, tick=0.02)
     job(tmp_path).write_marker(finished=None)

@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+# Theirs below MODEL
+NODES = ("FCOS", "ATSS", "GFL", "AUTOASSIGN", "DDOD")
+
+
 def add_detector_configs(cfg: CfgNode) -> None:
     """Adds the node of each of these detectors to a config, in place."""
     for add_config in (

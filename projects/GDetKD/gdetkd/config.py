@@ -32,12 +32,16 @@ def add_gdetkd_config(cfg: CN) -> None:
     sgfi.MATCHING = "soft"
     # Channels of the two stride-2 3x3 convolutions that make keys of pooled features. (public)
     sgfi.EMBED_CHANNELS = [128, 64]
-    # A ReLU behind the second of them, too. (public code had it until 2024, and has not since; off
-    # is ours: with it all keys may become 0 for good, see projects/GDetKD/README.md)
-    sgfi.EMBED_FINAL_RELU = False
+    # A ReLU behind the second of them, too. (notes; public code had it until 2024)
+    sgfi.EMBED_FINAL_RELU = True
     # Where the learned temperature begins (public), and its limits (ours).
     sgfi.TEMPERATURE = 1.0
     sgfi.TEMPERATURE_LIMITS = [0.01, 100.0]
+    # Learning rate of the head's own layers, in that of the student. Steps that are too long for
+    # the keys, which are compared by plain dot products, make one level take all (sgfi/entropy 0)
+    # or all keys 0 (entropy log L) for good: lower this, then. It matters where an optimiser like
+    # AdamW makes steps of one size for all, see projects/GDetKD/README.md. (ours)
+    sgfi.LR_FACTOR = 1.0
     # Compare so many regions of a process at most, drawn at random. 0: all. (ours)
     sgfi.MAX_REGIONS = 0
     # MiB that the pooled features of all levels may take. With more regions than that they are
@@ -82,6 +86,7 @@ _VALUES = {
         "EMBED_FINAL_RELU": truth,
         "TEMPERATURE": number(above=0),
         "TEMPERATURE_LIMITS": list_of(number(above=0), "two numbers above 0", lengths=(2,)),
+        "LR_FACTOR": number(above=0),
         "MAX_REGIONS": whole(0),
         "MEMORY_BUDGET": number(above=0),
     },

@@ -10,7 +10,7 @@ LEAST_RESOLUTION = 7
 class LevelKeys(nn.Module):
     """Two 3x3 convolutions of stride 2 without padding: 7 x 7 cells become one vector."""
 
-    def __init__(self, channels: int, embed_channels: tuple[int, int], final_relu: bool = False):
+    def __init__(self, channels: int, embed_channels: tuple[int, int], final_relu: bool = True):
         """
         Args:
             channels: of the teacher's pooled features.

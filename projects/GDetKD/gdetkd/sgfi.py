@@ -41,9 +41,10 @@ class SGFI(DistillHead):
         weight: float = 1.0,
         matching: str = "soft",
         embed_channels: tuple[int, int] = (128, 64),
-        embed_final_relu: bool = False,
+        embed_final_relu: bool = True,
         temperature: float = 1.0,
         temperature_limits: tuple[float, float] = (0.01, 100.0),
+        lr_factor: float = 1.0,
         max_regions: int = 0,
         memory_budget: float = 1024,
     ):
@@ -67,6 +68,7 @@ class SGFI(DistillHead):
         self.channels = channels.pop()
         self.strides = {name: x.stride for name, x in student_shapes.items()}
         self.weight = weight
+        self.lr_factor = lr_factor
         self.max_regions = max_regions
         self.memory_budget = memory_budget
         self._embedding = tuple(embed_channels), embed_final_relu

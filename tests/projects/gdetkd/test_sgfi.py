@@ -188,6 +188,18 @@ def test_the_temperature_does_not_decay(optimizer, frozen_cfg):
         assert not has or (group["weight_decay"] == 0 and len(group["params"]) == 1)
 
 
+def test_its_layers_may_learn_more_slowly(frozen_cfg):
+    cfg = frozen_cfg("RetinaNet", "FasterRCNN")
+    cfg.MODEL.KD.HEADS = ["SGFI", "CKD"]
+    cfg.MODEL.KD.SGFI.LR_FACTOR = 0.1
+    cfg.SOLVER.BASE_LR = 0.5
+    model = build(cfg)
+    own = set(model.heads["SGFI"].parameters())
+    for group in build_optimizer(cfg, model).param_groups:
+        rates = {0.05 if p in own else 0.5 for p in group["params"]}
+        assert rates == {group["lr"]}
+
+
 @pytest.mark.parametrize(
     "student,teacher",
     [
