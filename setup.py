@@ -74,6 +74,12 @@ setup(
         "opencv-python-headless>=4.7",
     ],
     extras_require={
-        "test": ["pytest>=7.4", "pytest-xdist>=3.3", "hypothesis>=6.80", "ruff>=0.9"],
+        "test": [
+            "pytest>=7.4",
+            "pytest-xdist>=3.3",
+            "hypothesis>=6.80",
+            "ruff>=0.9",
+            "scikit-learn>=1.3",  # whose mixture fit PAA's is compared with
+        ],
     },
 )

@@ -41,6 +41,7 @@ def test_setup_declares_ranges_and_leaves_detectron2_out(told):
         "pytest-xdist",
         "hypothesis",
         "ruff",
+        "scikit-learn",
     }
 
 

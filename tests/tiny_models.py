@@ -7,14 +7,14 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from kd_d2 import get_kd_cfg
 
 NUM_CLASSES = 3
-DENSE = ("RetinaNet", "FCOS", "ATSS", "GFL", "AutoAssign", "DDOD")
+DENSE = ("RetinaNet", "FCOS", "ATSS", "GFL", "AutoAssign", "DDOD", "PAA")
 
 
 def tiny_cfg(arch: str = "RetinaNet", fpn_channels: int = 32):
     """A stock detector on ResNet-18, small enough for a CPU step in milliseconds.
 
     Args:
-        arch: RetinaNet, FCOS, ATSS, GFL, AutoAssign, DDOD, FasterRCNN, MaskRCNN or CascadeRCNN.
+        arch: one of ``DENSE``, FasterRCNN, MaskRCNN or CascadeRCNN.
     """
     cfg = get_kd_cfg()
     cfg.MODEL.DEVICE = "cpu"

@@ -71,13 +71,19 @@ def detector_settings(state: State) -> dict[str, Any]:
 
 
 def _dense_detector(state: State) -> str:
+    if any(f"head.{output}.weight" in state for output in ("iou", "coefficients", "background")):
+        return "PAA"
     for output, detector in (("centerness", "FCOS"), ("objectness", "AutoAssign")):
         if f"head.{output}.weight" in state:
             return detector
     if "head.quality.weight" in state:
         deformable = any(k.startswith("head.cls_subnet.0.conv_offset.") for k in state)
         return "DDOD" if deformable else "ATSS"
-    return "GFL" if "head.scales.0.scale" in state else "RetinaNet"
+    if "head.scales.0.scale" not in state:
+        return "RetinaNet"
+    # PAA without an IoU output has one number a side, GFL several
+    boxes = state.get("head.bbox_pred.weight")
+    return "PAA" if boxes is not None and len(boxes) == 4 else "GFL"
 
 
 def _count(state: State, pattern: str) -> int:

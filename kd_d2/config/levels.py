@@ -34,6 +34,7 @@ _NODES = {
     "GFL": ["GFL"],
     "AutoAssign": ["AUTOASSIGN"],
     "DDOD": ["DDOD"],
+    "PAA": ["PAA"],
 }
 
 

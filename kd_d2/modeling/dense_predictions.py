@@ -21,6 +21,8 @@ class DensePredictions:
         valid: (N, A); False for locations that the detector neither trains nor detects with,
             since their image would not have them in a batch of its own.
         sizes: height and width of each level, in cells.
+        quality: (N, A) logits of the number that a detection's score is multiplied by, of the box's
+            IoU or centerness; None for a detector without.
         per_cell: locations of a cell; more than one for a detector with several anchors.
     """
 
@@ -30,6 +32,7 @@ class DensePredictions:
     strides: Tensor
     valid: Tensor
     sizes: list[tuple[int, int]]
+    quality: Tensor | None = None
     per_cell: int = 1
 
     def split_levels(self, values: Tensor, dim: int = 1) -> list[Tensor]:

@@ -34,7 +34,7 @@ def probability_and_iou(
     index = classes[..., None].expand(-1, -1, logits.shape[1])
     # rows in one piece: the gather over strided ones takes longer than this copy
     probability = logits.transpose(1, 2).contiguous().gather(1, index).float().sigmoid_()
-    return probability, _pairwise_iou(predicted.float(), boxes.float())
+    return probability, pairwise_iou(predicted.float(), boxes.float())
 
 
 @torch.no_grad()
@@ -51,8 +51,16 @@ def quality_score(probability: Tensor, iou: Tensor, exponent: float) -> Tensor:
     return probability.pow(1 - exponent).mul_(iou.pow(exponent))
 
 
-def _pairwise_iou(predicted: Tensor, boxes: Tensor) -> Tensor:
-    """(N, A, 4) and (N, M, 4) -> (N, M, A)."""
+def pairwise_iou(predicted: Tensor, boxes: Tensor) -> Tensor:
+    """IoU of each location's box with each object; unions count as 1e-6 at least.
+
+    Args:
+        predicted: (N, A, 4).
+        boxes: (N, M, 4).
+
+    Returns:
+        (N, M, A).
+    """
     corners = predicted.permute(2, 0, 1).contiguous()[:, :, None]  # (4, N, 1, A)
     sides = []
     for axis in (0, 1):  # one axis at a time: an (N, M, A, 4) tensor would be large

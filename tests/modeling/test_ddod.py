@@ -193,7 +193,9 @@ def test_assignment_is_by_the_predictions_and_made_once():
     calls, label_anchors = [], model.label_anchors
     model.label_anchors = lambda *args: calls.append(args) or label_anchors(*args)
     model(BATCH)
-    ((_, gt, decoded),) = calls
+    ((_, gt, decode),) = calls
+    with torch.no_grad():
+        decoded = decode()
     assert model.assigns_by_predictions and len(gt) == 2
     assert not decoded.boxes.requires_grad and not decoded.logits.requires_grad
 

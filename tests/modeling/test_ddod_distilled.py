@@ -20,7 +20,7 @@ def same(assignment, other):
 def test_a_teacher_assigns():
     student, teacher = (build_stages(spread(tiny_ddod(seed=s))) for s in (0, 1))
     knowledge = teacher.run(BATCH, ViewRequest(Stage.ASSIGNMENT), GT)
-    view = student.run(BATCH, ViewRequest(Stage.LOSSES), GT, assign_by=knowledge.predictions)
+    view = student.run(BATCH, ViewRequest(Stage.LOSSES), GT, assignment=knowledge.assignment)
     assert same(view.assignment, knowledge.assignment)
     own = build_stages(spread(tiny_ddod())).run(BATCH, ViewRequest(Stage.LOSSES), GT)
     assert not same(view.assignment, own.assignment)

@@ -9,6 +9,7 @@ from auto_assign_cases import tiny_auto_assign
 from ddod_cases import tiny_ddod
 from fcos_cases import BATCH, STRIDES, tiny_fcos
 from gfl_cases import tiny_gfl
+from paa_cases import tiny_paa
 
 from kd_d2.modeling.detectors import one_per_cell
 
@@ -20,6 +21,9 @@ DETECTORS = {
     "GFL": tiny_gfl,
     "AutoAssign": tiny_auto_assign,
     "DDOD": tiny_ddod,
+    "PAA": tiny_paa,
+    "PAA, COP": partial(tiny_paa, objectness="cop"),
+    "PAA, IOP without IoU": partial(tiny_paa, objectness="iop", iou_branch=False),
 }
 ASSIGNING = ["FCOS", "FCOS, IoU loss", "ATSS", "ATSS, centerness", "GFL"]
 
@@ -32,6 +36,7 @@ WEIGHTS = {
     ("GFL", "dfl"): "loss_dfl",
     ("DDOD", "box"): "loss_box_reg",
     ("DDOD", "iou"): "loss_iou",
+    ("PAA", "iou"): "loss_iou",  # that of the boxes is in the costs, too
 }
 
 
@@ -61,14 +66,14 @@ def test_duplicated_batch_has_equal_losses(name):
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_normalisers_are_means_over_gpus(name, monkeypatch):
-    """Twice as many positives on the other GPU: the mean is 1.5 times ours."""
+    """Twice as many positives on the other GPU: the mean is 1.5 times ours; not of PAA."""
     model = build(name)
     alone = model(BATCH)
     monkeypatch.setattr(one_per_cell.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.mul_(3))
     for key, value in model(BATCH).items():
-        # AutoAssign averages this one over the images of a GPU
-        factor = 1.0 if key == "loss_center" else 1.5
+        # AutoAssign averages this one over the images of a GPU, PAA everything over its positives
+        factor = 1.0 if key == "loss_center" or name.startswith("PAA") else 1.5
         torch.testing.assert_close(value, alone[key] / factor)
 
 

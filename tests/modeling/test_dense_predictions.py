@@ -12,6 +12,7 @@ def view(tiny_cfg, build, random_batch, storage):
     def run(arch):
         cfg = tiny_cfg(arch)
         cfg.MODEL[arch.upper()].SCORE_THRESH_TEST = 0.0
+        cfg.MODEL.PAA.SCORE_VOTING = False  # which moves the detections
         model = build(cfg).eval()
         batch = random_batch()
         request = ViewRequest(Stage.PREDICTIONS, decoded=True)
@@ -53,14 +54,16 @@ def test_detections_are_among_the_decoded(arch, view):
         assert torch.cdist(found, ours, p=float("inf")).amin(1).max() < 1e-3
 
 
-@pytest.mark.parametrize("arch", ["ATSS", "GFL", "DDOD"])
+@pytest.mark.parametrize("arch", ["ATSS", "GFL", "DDOD", "PAA"])
 def test_padding_is_not_valid(arch, view):
     decoded = view(arch)[2].decoded  # images of 64 x 64 and 64 x 96
     assert not decoded.valid[0][decoded.points[:, 0] >= 64].any()
     assert decoded.valid[0][(decoded.points < 64).all(1)].all() and decoded.valid[1].all()
 
 
-@pytest.mark.parametrize("arch,offset", [("FCOS", 0.5), ("AutoAssign", 0), ("ATSS", 0), ("GFL", 0)])
+@pytest.mark.parametrize(
+    "arch,offset", [("FCOS", 0.5), ("AutoAssign", 0), ("ATSS", 0), ("GFL", 0), ("PAA", 0)]
+)
 def test_where_the_points_are(arch, offset, view):
     decoded = view(arch)[2].decoded
     points = decoded.split_levels(decoded.points, dim=0)[0] / 8 - offset

@@ -1,4 +1,4 @@
-"""What the heads of FCOS, ATSS, GFL and AutoAssign have in common; DDOD's is ATSS's."""
+"""What the heads of FCOS, ATSS, GFL, AutoAssign and PAA have in common; DDOD's is ATSS's."""
 
 import math
 
@@ -8,7 +8,7 @@ from detectron2.layers import CycleBatchNormList, ShapeSpec
 from fcos_cases import K
 from torch import nn
 
-from kd_d2.modeling.detectors import ATSSHead, AutoAssignHead, FCOSHead, GFLHead
+from kd_d2.modeling.detectors import ATSSHead, AutoAssignHead, FCOSHead, GFLHead, PAAHead
 
 # head -> outputs besides cls_score and what else it has; class probability at the start
 HEADS = {
@@ -16,6 +16,7 @@ HEADS = {
     ATSSHead: ({"bbox_pred": 4, "quality": 1}, 0.01),
     GFLHead: ({"bbox_pred": 4 * 17}, 0.01),
     AutoAssignHead: ({"bbox_pred": 4, "objectness": 1}, 0.02),
+    PAAHead: ({"bbox_pred": 4, "iou": 1}, 0.01),
 }
 BIASED = (FCOSHead, AutoAssignHead)  # convolutions have biases though a norm follows
 all_heads = pytest.mark.parametrize("head", HEADS)

@@ -12,29 +12,34 @@ from kd_d2.modeling.detectors.fcos import FCOS, add_fcos_config
 from kd_d2.modeling.detectors.fcos_head import FCOSHead
 from kd_d2.modeling.detectors.gfl import GFL, add_gfl_config
 from kd_d2.modeling.detectors.gfl_head import GFLHead
+from kd_d2.modeling.detectors.paa import PAA, add_paa_config
+from kd_d2.modeling.detectors.paa_head import PAAHead
 
 __all__ = [
     "ATSS",
     "DDOD",
     "FCOS",
     "GFL",
+    "PAA",
     "ATSSHead",
     "AutoAssign",
     "AutoAssignHead",
     "DDODHead",
     "FCOSHead",
     "GFLHead",
+    "PAAHead",
     "add_atss_config",
     "add_auto_assign_config",
     "add_ddod_config",
     "add_detector_configs",
     "add_fcos_config",
     "add_gfl_config",
+    "add_paa_config",
 ]
 
 
 # Theirs below MODEL
-NODES = ("FCOS", "ATSS", "GFL", "AUTOASSIGN", "DDOD")
+NODES = ("FCOS", "ATSS", "GFL", "AUTOASSIGN", "DDOD", "PAA")
 
 
 def add_detector_configs(cfg: CfgNode) -> None:
@@ -45,5 +50,6 @@ def add_detector_configs(cfg: CfgNode) -> None:
         add_gfl_config,
         add_auto_assign_config,
         add_ddod_config,
+        add_paa_config,
     ):
         add_config(cfg)

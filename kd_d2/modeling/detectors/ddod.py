@@ -3,6 +3,9 @@
 Shapes: N images, R anchors of all levels together, R_l of level l, K classes, L levels.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
@@ -50,6 +53,7 @@ class DDOD(ATSS):
 
     # What PGD's teachers decide for their students.
     assigns_by_predictions = True
+    separate_box_labels = True
 
     @configurable
     def __init__(
@@ -102,20 +106,23 @@ class DDOD(ATSS):
         """The losses of a batch; ``predictions`` are the head's."""
         outputs = self._transpose_dense_predictions(predictions, self.outputs_per_cell())
         anchors = self.anchor_generator(features)
-        with torch.no_grad():
-            decoded = self.decode_predictions(images, features, predictions)
+        # not decoded where the labels are another network's
+        decoded = partial(self.decode_predictions, images, features, predictions)
         assignment = self.label_anchors(anchors, gt_instances, decoded)
         return self.losses(anchors, *outputs, *assignment)
 
     @torch.no_grad()
     def label_anchors(
-        self, anchors: list[Boxes], gt_instances: list[Instances], decoded: DensePredictions
+        self,
+        anchors: list[Boxes],
+        gt_instances: list[Instances],
+        decoded: DensePredictions | Callable[[], DensePredictions],
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Which object each anchor learns: one answer for the class loss, one for the others.
 
         Args:
             anchors: of each level.
-            decoded: predictions of this detector, or of a teacher with the same anchors.
+            decoded: predictions of this detector, or what gives them.
 
         Returns:
             list[Tensor]: labels (R,) of each image for the class loss; the background is
@@ -124,6 +131,7 @@ class DDOD(ATSS):
             list[Tensor]: the same for the losses of boxes and of their IoU.
             list[Tensor]: boxes (R, 4) that the anchors learn; arbitrary for the others.
         """
+        decoded = decoded() if callable(decoded) else decoded
         boxes, classes = pad_objects(gt_instances)
         valid = cat(self.valid_anchors(anchors, [x.image_size for x in gt_instances]), dim=1)
         centres = centres_of(Boxes.cat(anchors).tensor)

@@ -48,6 +48,8 @@ def add_gfl_config(cfg: CN) -> None:
 class GFL(OneSquareAnchorDetector):
     """Generalized focal loss (arXiv 2006.04388)."""
 
+    needs_points_inside = True
+
     @configurable
     def __init__(
         self,

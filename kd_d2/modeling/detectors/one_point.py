@@ -23,6 +23,8 @@ class OnePointDetector(OnePerCellDetector):
     Subclasses have ``losses``.
     """
 
+    needs_points_inside = True
+
     def __init__(
         self,
         *,
@@ -74,7 +76,7 @@ class OnePointDetector(OnePerCellDetector):
     ) -> DensePredictions:
         """The head's ``predictions`` in the words of all dense detectors; every point is valid."""
         points, strides = self.locations(features)
-        logits, distances, _ = (
+        logits, distances, third = (
             cat(x, dim=1)
             for x in self._transpose_dense_predictions(predictions, self.outputs_per_cell())
         )
@@ -85,6 +87,7 @@ class OnePointDetector(OnePerCellDetector):
             strides=strides,
             valid=torch.ones_like(logits[..., 0], dtype=torch.bool),
             sizes=[tuple(x.shape[-2:]) for x in features],
+            quality=third.squeeze(-1),
         )
 
     def forward_inference(

@@ -24,8 +24,9 @@ def add_anchor_keys(node: CfgNode) -> None:
     node.ANCHOR_SCALE = 8.0
     # Where the anchors' centres are, in strides from the cells' upper left corners.
     node.ANCHOR_OFFSET = 0.0
-    # Candidates of an object: on each level the anchors whose centres are nearest to its own; of
-    # DDOD the anchors, of all levels jointly, of the highest quality.
+    # Candidates of an object: on each level the anchors whose centres are nearest to its own, of
+    # PAA those of the least cost; of DDOD the anchors, of all levels jointly, of the highest
+    # quality.
     node.TOPK = 9
 
 
@@ -125,7 +126,7 @@ class OneSquareAnchorDetector(OnePerCellDetector):
     ) -> DensePredictions:
         """The head's ``predictions`` in the words of all dense detectors."""
         anchors = self.anchor_generator(features)
-        logits, encoded, *_ = self._transpose_dense_predictions(
+        logits, encoded, *third = self._transpose_dense_predictions(
             predictions, self.outputs_per_cell()
         )
         squares, strides = Boxes.cat(anchors).tensor, cat(self.strides_of(anchors))
@@ -136,6 +137,7 @@ class OneSquareAnchorDetector(OnePerCellDetector):
             strides=strides,
             valid=cat(self.valid_anchors(anchors, images.image_sizes), dim=1),
             sizes=[tuple(x.shape[-2:]) for x in features],
+            quality=cat(third[0], dim=1).squeeze(-1) if third else None,
         )
 
     def forward_inference(

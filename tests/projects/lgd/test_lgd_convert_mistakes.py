@@ -4,8 +4,10 @@ import pytest
 import torch
 from convert_cases import convert, convert_config, swin_config
 from official_lgd import official_file, official_state
+from tiny_models import DENSE
 
 from kd_d2.checkpoint import CheckpointError, KDCheckpointer
+from kd_d2.checkpoint.weight_settings import detector_settings
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,24 @@ def test_a_config_of_another_rcnn_or_fcos(arch, keys, words, lgd_cfg, build, bui
     cfg.merge_from_list([x for item in keys.items() for x in item])
     with pytest.raises(CheckpointError, match=words):
         convert(state, build_other(cfg))
+
+
+@pytest.mark.parametrize("arch", DENSE)
+def test_each_detector_is_known_by_its_weights(arch, tiny_cfg, build):
+    settings = detector_settings(build(tiny_cfg(arch)).state_dict())
+    assert settings["detector"] == arch
+    node = f"MODEL.{arch.upper()}"
+    assert (settings[f"{node}.NUM_CLASSES"], settings[f"{node}.NUM_CONVS"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "objectness, iou_branch", [("cop", True), ("cop", False), ("iop", True), ("iop", False)]
+)
+def test_paa_is_known_by_any_of_its_outputs(objectness, iou_branch, tiny_cfg, build):
+    cfg = tiny_cfg("PAA")
+    cfg.MODEL.PAA.OBJECTNESS, cfg.MODEL.PAA.IOU_BRANCH = objectness, iou_branch
+    settings = detector_settings(build(cfg).state_dict())
+    assert settings["detector"] == "PAA" and settings["MODEL.PAA.NUM_CLASSES"] == 3
 
 
 def test_another_backbone(lgd_cfg, build, build_other):
