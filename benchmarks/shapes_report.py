@@ -35,6 +35,10 @@ TITLES = {
     "ckd": "CKD",
     "sgfi_ckd": "SGFI + CKD",
     "gdetkd": "G-DetKD, all of it",
+    "kd": "soft labels alone (LAD's)",
+    "lad": "LAD",
+    "solad": "SoLAD",
+    "colad": "CoLAD",
 }
 
 

@@ -58,10 +58,14 @@ HEADS = {
     "ckd": "CKD",
     "sgfi_ckd": "SGFI CKD",
     "gdetkd": "SGFI CKD RoIClassKD RoIBoxKD",
+    "kd": "FocalSoftLabel",
+    "lad": "",
+    "solad": "FocalSoftLabel",
 }
 CONFIGS |= dict.fromkeys(HEADS, "configs/quickstart/pkd_{}.yaml")
 _OF_REGIONS = ("roifi", "sgfi", "ckd", "sgfi_ckd", "gdetkd")
 CONFIGS |= dict.fromkeys(_OF_REGIONS, "configs/quickstart/gdetkd_{}.yaml")
+CONFIGS |= {x: f"configs/quickstart/{x}_{{}}.yaml" for x in ("kd", "lad", "solad", "colad")}
 # What else they set: the student begins with its teacher's neck and head, as in PGD's paper
 _INHERITING = {"MODEL.KD.INHERIT": "['neck', 'head']"}
 _SETTINGS = {
@@ -69,6 +73,7 @@ _SETTINGS = {
     "pgd_inherit": _INHERITING,
     "roifi": {"MODEL.KD.SGFI.MATCHING": "assigned"},
     "gdetkd": {"MODEL.KD.INHERIT": "['box_head']"},
+    "colad": {"MODEL.KD.EVAL_TEACHER": "True"},
 }
 # Steps relative to a plain one, until they are measured.
 _COSTS = dict.fromkeys(CONFIGS, 1.6) | {"plain": 1.0, "pkd": 1.4, "teacher": 2.0}

@@ -6,7 +6,7 @@ This room knows state dicts only; it imports neither ``kd_d2.engine`` nor ``kd_d
 from .atomic import atomic_write, earlier_file_kept, file_sha256
 from .checkpointer import KDCheckpointer
 from .detector_weights import WeightsReport, load_detector_weights
-from .names import is_distillation_state, student_state
+from .names import is_distillation_state, peer_state, student_state
 from .reading import CheckpointError, local_weights_path, read_checkpoint
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "is_distillation_state",
     "load_detector_weights",
     "local_weights_path",
+    "peer_state",
     "read_checkpoint",
     "student_state",
 ]

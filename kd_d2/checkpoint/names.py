@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-__all__ = ["add_prefix", "is_distillation_state", "strip_module", "student_state"]
+__all__ = ["add_prefix", "is_distillation_state", "peer_state", "strip_module", "student_state"]
 
 STUDENT = "student."
+PEER = "teacher.detector."
 
 
 def is_distillation_state(names: Iterable[str]) -> bool:
@@ -30,14 +31,26 @@ def student_state(state: Mapping[str, torch.Tensor]) -> "OrderedDict[str, torch.
     """
     if not is_distillation_state(state):
         return _with_metadata(OrderedDict(state), getattr(state, "_metadata", None))
-    plain = OrderedDict((k[len(STUDENT) :], v) for k, v in state.items() if k.startswith(STUDENT))
+    return _part(state, STUDENT)
+
+
+def peer_state(state: Mapping[str, torch.Tensor]) -> "OrderedDict[str, torch.Tensor]":
+    """Return what a distiller's state dict has of a detector that learned beside the student.
+
+    With the detector's own names; empty if there is none.
+    """
+    return _part(state, PEER)
+
+
+def _part(state: Mapping[str, torch.Tensor], prefix: str) -> "OrderedDict[str, torch.Tensor]":
+    plain = OrderedDict((k[len(prefix) :], v) for k, v in state.items() if k.startswith(prefix))
     metadata = getattr(state, "_metadata", None)
     if metadata is not None:
-        root = STUDENT[:-1]
+        root = prefix[:-1]
         metadata = OrderedDict(
             (k[len(root) + 1 :], v)
             for k, v in metadata.items()
-            if k == root or k.startswith(STUDENT)
+            if k == root or k.startswith(prefix)
         )
     return _with_metadata(plain, metadata)
 

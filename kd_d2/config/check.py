@@ -7,10 +7,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.logger import log_first_n
 
 from kd_d2.config.detector import check_backbone, check_detector
-from kd_d2.config.frozen_teacher import check_frozen_teacher
+from kd_d2.config.frozen_teacher import check_frozen_teacher, check_peer
 from kd_d2.config.names import check_known
 from kd_d2.config.rules import ConfigError, check_values
-from kd_d2.config.student import DISTILLERS, is_distiller
+from kd_d2.config.student import DISTILLER_OF, DISTILLERS, is_distiller
 from kd_d2.config.values import VALUES
 from kd_d2.model_zoo import check_weights_name
 from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY
@@ -81,6 +81,8 @@ def check_config(cfg: CfgNode) -> None:
             )
     else:
         _check_nobody_frozen(cfg)
+    if kd.TEACHER.NAME == "Peer":
+        check_peer(cfg)
     check_project_configs(cfg)
 
 
@@ -160,11 +162,22 @@ def _check_heads(cfg: CfgNode) -> None:
             HeadWeight(weight, cfg.SOLVER.MAX_ITER)
         except ValueError as e:
             raise ConfigError(str(e)) from None
-    if not heads and cfg.MODEL.META_ARCHITECTURE == "FrozenTeacherDistiller":
+    kd = cfg.MODEL.KD
+    if not kd.LABEL_LOSSES and not any(
+        getattr(DISTILL_HEAD_REGISTRY.get(x), "compares_classes", False) for x in heads
+    ):
+        raise ConfigError(
+            "MODEL.KD.LABEL_LOSSES is False, and no head of MODEL.KD.HEADS teaches the student "
+            "what to predict: name one that compares predictions, e.g. FocalSoftLabel, or set it "
+            "True."
+        )
+    taught = heads or kd.ASSIGN_BY == "teacher"
+    if not taught and cfg.MODEL.META_ARCHITECTURE == "FrozenTeacherDistiller":
         raise ConfigError(
             "MODEL.KD.HEADS is empty, so the frozen teacher would teach nothing: name one "
-            f"or more of {', '.join(sorted(k for k, _ in DISTILL_HEAD_REGISTRY))}, or set "
-            "MODEL.KD.ENABLED False to train the student plainly."
+            f"or more of {', '.join(sorted(k for k, _ in DISTILL_HEAD_REGISTRY))}, let it assign "
+            "(MODEL.KD.ASSIGN_BY teacher), or set MODEL.KD.ENABLED False to train the student "
+            "plainly."
         )
 
 
@@ -183,7 +196,7 @@ def _check_solver(cfg: CfgNode) -> None:
 
 def _check_nobody_frozen(cfg: CfgNode) -> None:
     kd = cfg.MODEL.KD
-    for key, value in (("INHERIT", []), ("ASSIGN_BY", "student")):
+    for key, value in (("INHERIT", []), ("ASSIGN_BY", "student"), ("LABEL_LOSSES", True)):
         if kd[key] != value:
             raise ConfigError(
                 f"MODEL.KD.{key} is {kd[key]!r}, which needs a frozen teacher, and "
@@ -194,11 +207,8 @@ def _check_nobody_frozen(cfg: CfgNode) -> None:
 def _check_combination(cfg: CfgNode) -> None:
     """A frozen teacher has no head to share, and a label encoder nothing else to learn from."""
     arch, teacher = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.KD.TEACHER.NAME
-    if (arch == "FrozenTeacherDistiller") != (teacher == "Frozen") and teacher in (
-        "Frozen",
-        "LabelEncoder",
-    ):
-        right = "FrozenTeacherDistiller" if teacher == "Frozen" else "LabelGuidedDistiller"
+    right = DISTILLER_OF.get(teacher, arch)
+    if arch != right:
         raise ConfigError(
             f"Teacher {teacher!r} works in a {right}, and MODEL.META_ARCHITECTURE is {arch}: "
             f"set it to {right}, or choose another MODEL.KD.TEACHER.NAME."

@@ -47,9 +47,12 @@ def _add_distillation(cfg: CN) -> None:
     # over the first tenth is [[0.0, 0.0], [0.1, 1.0]], an end after nine tenths [[0.9, 1.0],
     # [0.9, 0.0]]. Empty: 1 for all.
     kd.HEAD_WEIGHTS = []
-    # Whose predictions decide what the student's learn: "student" (as without distillation), or
-    # "teacher" (DDOD, with a DDOD as teacher), for detectors that assign by predictions.
+    # Who says which anchors of the student learn which object: "student" (as without distillation),
+    # or "teacher" (LAD): a frozen detector with the same anchors, which assigns by its predictions
+    # (PAA, DDOD) or by rules of its own. Students: PAA, ATSS, DDOD, a RetinaNet with such anchors.
     kd.ASSIGN_BY = "student"
+    # False: the student learns from the heads alone, not from the labels.
+    kd.LABEL_LOSSES = True
     # Parts of a frozen teacher that the student begins with: "neck" (the feature pyramid), "head"
     # (all besides the backbone), both or none. What does not fit keeps its own initial values. Of
     # R-CNNs also "box_head" (with its predictor) and "rpn", which must fit whole.

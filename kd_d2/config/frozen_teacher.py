@@ -6,12 +6,14 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from kd_d2.config.detector import check_backbone, check_detector
 from kd_d2.config.names import check_known, detector_node
+from kd_d2.config.peer import peer_config
 from kd_d2.config.rules import ConfigError, check_values
 from kd_d2.config.teacher import load_teacher_cfg, teacher_weights
 from kd_d2.config.values import VALUES
+from kd_d2.model_zoo import check_weights_name
 from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY
 
-__all__ = ["check_frozen_teacher", "class_map", "teacher_class_map"]
+__all__ = ["check_frozen_teacher", "check_peer", "class_map", "teacher_class_map"]
 
 
 def check_frozen_teacher(cfg: CfgNode) -> list[int] | None:
@@ -31,21 +33,8 @@ def check_frozen_teacher(cfg: CfgNode) -> list[int] | None:
             "name in Detectron2's model zoo such as COCO-Detection/retinanet_R_101_FPN_3x.yaml."
         )
     teacher_cfg = load_teacher_cfg(cfg)
-    arch = teacher_cfg.MODEL.META_ARCHITECTURE
-    try:
-        check_known("META_ARCHITECTURE (MODEL.META_ARCHITECTURE)", arch, META_ARCH_REGISTRY)
-        check_backbone(teacher_cfg)
-        check_values(teacher_cfg, {k: VALUES[k] for k in VALUES if k.startswith("MODEL")})
-        check_detector(teacher_cfg, arch)
-    except ConfigError as e:
-        raise ConfigError(f"The teacher's config {node.CONFIG_FILE}: {e}") from None
+    _check_own(cfg, teacher_cfg)
     _check_number_of_classes(node, teacher_cfg)
-    formats = {cfg.INPUT.FORMAT, teacher_cfg.INPUT.FORMAT}
-    if len(formats) == 2 and formats != {"RGB", "BGR"}:
-        raise ConfigError(
-            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, and {teacher_cfg.INPUT.FORMAT} in the teacher's "
-            f"config {node.CONFIG_FILE}: they must be equal, or RGB and BGR."
-        )
     if not teacher_weights(cfg):
         raise ConfigError(
             "MODEL.KD.TEACHER.WEIGHTS is empty and its config is not the model zoo's: give the "
@@ -58,9 +47,38 @@ def check_frozen_teacher(cfg: CfgNode) -> list[int] | None:
             f"MODEL.KD.INHERIT has {by_class[0]}, and the teacher has the student's classes in "
             "another order: leave it out, or bring the student's classes into the teacher's order."
         )
-    if cfg.MODEL.KD.ASSIGN_BY == "teacher":
-        _check_assignment(cfg, teacher_cfg, classes)
     return classes
+
+
+def check_peer(cfg: CfgNode) -> None:
+    """Check that the config of a student's peer can be built.
+
+    Raises:
+        ConfigError: with one sentence on the first thing that is wrong.
+        FileNotFoundError: its config or weights are missing.
+    """
+    if cfg.MODEL.KD.TEACHER.CONFIG_FILE:
+        _check_own(cfg, peer_config(cfg))
+    check_weights_name(peer_config(cfg).MODEL.WEIGHTS)
+
+
+def _check_own(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
+    """Whether the teacher's detector can be built, and can read the student's images."""
+    node = cfg.MODEL.KD.TEACHER
+    arch = teacher_cfg.MODEL.META_ARCHITECTURE
+    try:
+        check_known("META_ARCHITECTURE (MODEL.META_ARCHITECTURE)", arch, META_ARCH_REGISTRY)
+        check_backbone(teacher_cfg)
+        check_values(teacher_cfg, {k: VALUES[k] for k in VALUES if k.startswith("MODEL")})
+        check_detector(teacher_cfg, arch)
+    except ConfigError as e:
+        raise ConfigError(f"The teacher's config {node.CONFIG_FILE}: {e}") from None
+    formats = {cfg.INPUT.FORMAT, teacher_cfg.INPUT.FORMAT}
+    if len(formats) == 2 and formats != {"RGB", "BGR"}:
+        raise ConfigError(
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, and {teacher_cfg.INPUT.FORMAT} in the teacher's "
+            f"config {node.CONFIG_FILE}: they must be equal, or RGB and BGR."
+        )
 
 
 def teacher_class_map(cfg: CfgNode, teacher_cfg: CfgNode) -> list[int] | None:
@@ -101,33 +119,6 @@ def _class_readers(cfg: CfgNode) -> list[str]:
     ]
     readers += [f"INHERIT {part}" for part in kd.INHERIT if part != "neck"]
     return readers + ["ASSIGN_BY teacher"] * (kd.ASSIGN_BY == "teacher")
-
-
-def _check_assignment(cfg: CfgNode, teacher_cfg: CfgNode, classes: list[int] | None) -> None:
-    """Whether the teacher's predictions can decide what the student's learn."""
-    student, arch = cfg.MODEL.KD.STUDENT, teacher_cfg.MODEL.META_ARCHITECTURE
-    if arch != student or not getattr(
-        META_ARCH_REGISTRY.get(student), "assigns_by_predictions", False
-    ):
-        raise ConfigError(
-            f"MODEL.KD.ASSIGN_BY is teacher, with a {student} as student and a {arch} as teacher: "
-            "both must be one detector that assigns by its predictions, e.g. DDOD; or set it to "
-            "student."
-        )
-    node = detector_node(student)
-    own, other = cfg.MODEL[node], teacher_cfg.MODEL[node]
-    keys = ("IN_FEATURES", "NUM_CLASSES", "ANCHOR_SCALE", "ANCHOR_OFFSET", "BBOX_REG_WEIGHTS")
-    different = [key for key in keys if own.get(key) != other.get(key)]
-    if different:
-        raise ConfigError(
-            f"MODEL.KD.ASSIGN_BY is teacher, which needs equal MODEL.{node}.{', '.join(different)} "
-            "in the student's and in the teacher's config."
-        )
-    if classes is not None and classes != sorted(classes):
-        raise ConfigError(
-            "MODEL.KD.ASSIGN_BY is teacher, which needs a teacher with the student's classes in "
-            "the same order."
-        )
 
 
 def _check_number_of_classes(node: CfgNode, teacher_cfg: CfgNode) -> None:

@@ -2,13 +2,23 @@
 
 from detectron2.config import CfgNode
 
-DISTILLERS = ("FrozenTeacherDistiller", "LabelGuidedDistiller")
-_DISTILLER_OF = {"Frozen": "FrozenTeacherDistiller", "LabelEncoder": "LabelGuidedDistiller"}
+# Teacher -> the distiller that it works in
+DISTILLER_OF = {
+    "Frozen": "FrozenTeacherDistiller",
+    "LabelEncoder": "LabelGuidedDistiller",
+    "Peer": "CoLearningDistiller",
+}
+DISTILLERS = tuple(DISTILLER_OF.values())
 
 
 def is_distiller(cfg: CfgNode) -> bool:
     """Whether the config's META_ARCHITECTURE is one of ours."""
     return cfg.MODEL.META_ARCHITECTURE in DISTILLERS
+
+
+def shares_labels(cfg: CfgNode) -> bool:
+    """Whether another network has a say in which anchors of the student learn what."""
+    return cfg.MODEL.KD.ASSIGN_BY == "teacher" or cfg.MODEL.KD.TEACHER.NAME == "Peer"
 
 
 def student_config(cfg: CfgNode) -> CfgNode:
@@ -17,6 +27,9 @@ def student_config(cfg: CfgNode) -> CfgNode:
     student.defrost()
     if is_distiller(student):
         student.MODEL.META_ARCHITECTURE = cfg.MODEL.KD.STUDENT
+        paa = student.MODEL.PAA
+        if paa.BOX_LOSS_WEIGHTING == "auto" and cfg.MODEL.KD.ENABLED and shares_labels(cfg):
+            paa.BOX_LOSS_WEIGHTING = "none"
     if cfg.is_frozen():
         student.freeze()
     return student
@@ -44,7 +57,9 @@ def without_unused_nodes(cfg: CfgNode) -> CfgNode:
 
 
 def wrap_student(cfg: CfgNode) -> None:
-    """Make a detector's config that of a distiller, in place, if it names heads but no student.
+    """Make a detector's config that of a distiller, in place, if it is to be taught.
+
+    That is if it names heads, or lets a teacher assign, but names no student.
 
     So that heads and a teacher are all that must be added to a config which trains a detector. One
     with ``MODEL.KD.STUDENT`` is left alone: its META_ARCHITECTURE was set back on purpose.
@@ -58,7 +73,8 @@ def wrap_student(cfg: CfgNode) -> None:
     """
     model, kd = cfg.MODEL, cfg.MODEL.KD
     teacher = kd.TEACHER.NAME or "Frozen"
-    if is_distiller(cfg) or kd.STUDENT or not kd.HEADS or teacher not in _DISTILLER_OF:
+    taught = kd.HEADS or shares_labels(cfg)
+    if is_distiller(cfg) or kd.STUDENT or not taught or teacher not in DISTILLER_OF:
         return
     kd.STUDENT, kd.TEACHER.NAME = model.META_ARCHITECTURE, teacher
-    model.META_ARCHITECTURE = _DISTILLER_OF[teacher]
+    model.META_ARCHITECTURE = DISTILLER_OF[teacher]

@@ -2,7 +2,7 @@
 
 from .defaults import choose_device, load_config, user_errors
 from .evaluation_models import TeacherInference, unwrap_model
-from .export import check_student_state, export_student
+from .export import check_student_state, export_peer, export_student
 from .launch import LaunchError, check_batch, launch
 from .lr_schedule import build_lr_scheduler
 from .optimizer import JointOptimizer, build_optimizer
@@ -22,6 +22,7 @@ __all__ = [
     "check_batch",
     "check_student_state",
     "choose_device",
+    "export_peer",
     "export_student",
     "launch",
     "load_config",

@@ -1,8 +1,8 @@
-"""The product of a run: the student alone, as a plain Detectron2 checkpoint and config."""
+"""The product of a run: the student alone (or its peer), as a plain checkpoint and config."""
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -21,15 +21,24 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from kd_d2.checkpoint import atomic_write, student_state
+from kd_d2.checkpoint import atomic_write, peer_state, student_state
+from kd_d2.config.peer import peer_config
 from kd_d2.config.student import student_config
 
-__all__ = ["check_student_state", "export_student", "is_stock_student", "student_yaml"]
+__all__ = [
+    "check_student_state",
+    "export_peer",
+    "export_student",
+    "is_stock_student",
+    "student_yaml",
+]
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "model_student.pth"
 CONFIG_NAME = "student.yaml"
+PEER_WEIGHTS_NAME = "model_peer.pth"
+PEER_CONFIG_NAME = "peer.yaml"
 
 
 def export_student(
@@ -49,19 +58,49 @@ def export_student(
         that lie beside the config).
     """
     state = student_state(model.state_dict() if isinstance(model, nn.Module) else model)
+    return _write(state, cfg, out_dir, WEIGHTS_NAME, CONFIG_NAME, "student")
+
+
+def export_peer(
+    model: nn.Module | Mapping[str, torch.Tensor], cfg: CfgNode, out_dir: str
+) -> tuple[str, str]:
+    """Write ``model_peer.pth`` and ``peer.yaml``: the network that was trained beside the student.
+
+    Arguments and result are those of :func:`export_student`.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    state = peer_state(model.state_dict() if isinstance(model, nn.Module) else model)
+    if not state:
+        raise ValueError(
+            "There is no peer in these weights: only co-learning (MODEL.KD.TEACHER.NAME Peer) "
+            "trains a second detector."
+        )
+    return _write(state, peer_config(cfg), out_dir, PEER_WEIGHTS_NAME, PEER_CONFIG_NAME, "peer")
+
+
+def _write(
+    state: MutableMapping[str, torch.Tensor],
+    cfg: CfgNode,
+    out_dir: str,
+    weights_name: str,
+    config_name: str,
+    what: str,
+) -> tuple[str, str]:
     for name, value in state.items():
         # a copy, so that views into larger storages are not saved with all of them
         state[name] = value.detach().cpu().clone()
     PathManager.mkdirs(out_dir)
-    weights = os.path.join(out_dir, WEIGHTS_NAME)
+    weights = os.path.join(out_dir, weights_name)
     if "://" not in weights:
         weights = os.path.abspath(weights)
     with atomic_write(weights) as f:
         torch.save({"model": state, "__author__": "kd_d2"}, f)
-    config = os.path.join(out_dir, CONFIG_NAME)
+    config = os.path.join(out_dir, config_name)
     with atomic_write(config, "w") as f:
         f.write(student_yaml(cfg, weights))
-    logger.info("Exported the student to %s and %s", weights, config)
+    logger.info("Exported the %s to %s and %s", what, weights, config)
     return weights, config
 
 

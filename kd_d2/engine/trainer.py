@@ -10,7 +10,7 @@ from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
 from torch import nn
 
-from kd_d2.checkpoint import KDCheckpointer
+from kd_d2.checkpoint import KDCheckpointer, peer_state
 from kd_d2.config.check import check_config
 from kd_d2.config.student import is_distiller, student_config
 from kd_d2.data.mappers import RobustDatasetMapper
@@ -21,7 +21,7 @@ from kd_d2.modeling.teachers import FrozenTeacher
 
 from . import data_loader, evaluation, lr_schedule, optimizer
 from .evaluation_models import unwrap_model
-from .export import export_student
+from .export import export_peer, export_student
 from .loss_state import LossNormalizers
 from .phases_hook import FreezeBackbonePhase
 from .seeding import StepSeed
@@ -36,14 +36,17 @@ logger = logging.getLogger(__name__)
 
 
 class ExportStudent(HookBase):
-    """Writes the student alone when training has reached its end (main process only)."""
+    """Writes the student when training has reached its end, and its peer (main process only)."""
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
 
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():
-            export_student(unwrap_model(self.trainer.model), self.cfg, self.cfg.OUTPUT_DIR)
+            model = unwrap_model(self.trainer.model)
+            export_student(model, self.cfg, self.cfg.OUTPUT_DIR)
+            if peer_state(model.state_dict()):
+                export_peer(model, self.cfg, self.cfg.OUTPUT_DIR)
 
 
 class DistillationTrainer(DefaultTrainer):
@@ -94,7 +97,8 @@ class DistillationTrainer(DefaultTrainer):
         """Continue from the last whole checkpoint in OUTPUT_DIR, else start from MODEL.WEIGHTS.
 
         A module with a method ``start_run()`` has states that belong to one run, such as counts
-        since its start. It is called where a run begins, after the weights are read.
+        since its start. It is called where a run begins, after the weights are read. A trainable
+        teacher with ``load_initial_weights()`` then reads its own, unless MODEL.WEIGHTS has them.
         """
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         file = self.checkpointer.resumed_from
@@ -117,9 +121,14 @@ class DistillationTrainer(DefaultTrainer):
             if isinstance(order, data_loader.BatchOrder):
                 order.start = self.start_iter
             return
-        for module in unwrap_model(self._trainer.model).modules():
+        model = unwrap_model(self._trainer.model)
+        for module in model.modules():
             if hasattr(module, "start_run"):
                 module.start_run()
+        peer = getattr(model, "teacher", None)
+        filled, _ = self.checkpointer.loaded_parts.get("teacher", (0, 0))
+        if hasattr(peer, "load_initial_weights") and not filled:
+            peer.load_initial_weights()
         if self.cfg.MODEL.KD.INHERIT:
             self._inherit()
         if not resume and self.checkpointer.earlier_checkpoints():

@@ -108,12 +108,13 @@ class DenseStages(DetectorStages):
             self._last_plan = assignment, plan
         return plan
 
-    def assign(self, images, features, predictions, gt: list[Instances]) -> Any:
+    def assign(self, images, features, predictions, gt: list[Instances], decoded=None) -> Any:
         if not self.assigns:
             return None
         anchors = self.detector.anchor_generator(list(features.values()))
         if self.assigns_by_predictions:
-            decoded = self.decode(images, features, predictions)
+            if decoded is None:
+                decoded = self.decode(images, features, predictions)
             return self.detector.label_anchors(anchors, gt, decoded)
         return self.detector.label_anchors(anchors, gt)
 

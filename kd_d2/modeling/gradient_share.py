@@ -48,8 +48,11 @@ def log_gradient_shares(
         distillation: name -> scalar, at the largest weight that its head has in the schedule.
         features: the student's, of all levels.
     """
-    together = torch.stack([loss.float() for loss in detection.values()]).sum()
-    shares = gradient_shares({"detection": together, **distillation}, features)
+    losses = dict(distillation)
+    if detection:  # a student may learn from its heads alone
+        together = torch.stack([loss.float() for loss in detection.values()]).sum()
+        losses = {"detection": together, **losses}
+    shares = gradient_shares(losses, features)
     logger.info(
         "Share of each loss in the gradient of the student's features: %s.",
         ", ".join(f"{name} {share:.1%}" for name, share in shares.items()),

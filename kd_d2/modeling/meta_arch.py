@@ -17,6 +17,7 @@ from kd_d2.modeling.distill_heads import (
 )
 from kd_d2.modeling.gradient_share import log_gradient_shares
 from kd_d2.modeling.head_weights import HeadWeight
+from kd_d2.modeling.label_exchange import assigns_alike, translate_labels, why_not_taught
 from kd_d2.modeling.norm_statistics import SecondNormStatistics
 from kd_d2.modeling.phases import current_iteration
 from kd_d2.modeling.regions import RegionComparison, RegionSettings
@@ -48,6 +49,7 @@ class Distiller(nn.Module):
         heads: Mapping[str, DistillHead] | None = None,
         head_weights: Mapping[str, HeadWeight] | None = None,
         assign_by_teacher: bool = False,
+        label_losses: bool = True,
         num_gradient_shares: int = 0,
         skip_unused_cells: bool = True,
         regions: RegionSettings | None = None,
@@ -58,7 +60,8 @@ class Distiller(nn.Module):
             teacher: see ``TEACHER_REGISTRY``; None trains the student plainly.
             heads: name -> head.
             head_weights: name -> factor of the head's losses; 1 for a head that is not in it.
-            assign_by_teacher: the teacher's predictions decide what the student's learn.
+            assign_by_teacher: the teacher says which anchors of the student learn which object.
+            label_losses: False: the student learns from the heads alone.
             num_gradient_shares: log the losses' shares in the gradient in so many iterations.
             skip_unused_cells: see MODEL.KD.SKIP_UNUSED_CELLS.
             regions: of heads that compare what both sides see in regions; None: as by default.
@@ -73,18 +76,19 @@ class Distiller(nn.Module):
         self.head_weights = dict(head_weights or {})
         self.assign_by_teacher = assign_by_teacher
         self.num_gradient_shares = num_gradient_shares
-        self._student_request = ViewRequest(Stage.LOSSES)
+        self._student_request = ViewRequest(Stage.LOSSES if label_losses else Stage.PREDICTIONS)
         teacher_request = ViewRequest()
         for head in self.heads.values():
             self._student_request |= head.student_request
             teacher_request |= head.teacher_request
-        self._only_losses = not any(
+        self._only_losses = label_losses and not any(
             request.taps or request.regions or request.stage >= Stage.PREDICTIONS
             for head in self.heads.values()
             for request in (head.student_request, head.teacher_request)
         )
         if assign_by_teacher:
-            teacher_request |= ViewRequest(Stage.PREDICTIONS)
+            self._check_assignment(teacher.stages)
+            teacher_request |= ViewRequest(Stage.ASSIGNMENT)
         for name, head in self.heads.items():
             _check_requests(name, head, self.stages, teacher)
         self.regions: RegionComparison | None = None
@@ -124,10 +128,27 @@ class Distiller(nn.Module):
             "heads": heads,
             "head_weights": {name: HeadWeight(w, cfg.SOLVER.MAX_ITER) for name, w in weights},
             "assign_by_teacher": kd.ASSIGN_BY == "teacher",
+            "label_losses": kd.LABEL_LOSSES,
             "num_gradient_shares": kd.LOG_GRADIENT_SHARES,
             "skip_unused_cells": kd.SKIP_UNUSED_CELLS,
             "regions": RegionSettings.from_config(cfg),
         }
+
+    def _check_assignment(self, teacher: DetectorStages) -> None:
+        """
+        Raises:
+            ValueError: the teacher cannot say which anchors of the student learn what.
+        """
+        if reason := why_not_taught(self.stages, teacher):
+            raise ValueError(f"MODEL.KD.ASSIGN_BY is teacher, which does not serve here: {reason}.")
+        if assigns_alike(self.stages, teacher):
+            from kd_d2.config.check import warn_once
+
+            warn_once(
+                "MODEL.KD.ASSIGN_BY is teacher, and both detectors give labels by anchors and "
+                "objects alone: the teacher's are the student's own. Take a teacher that assigns "
+                "by its predictions, e.g. PAA or DDOD."
+            )
 
     def _compare_regions(
         self, settings: RegionSettings, teacher_request: ViewRequest
@@ -281,8 +302,9 @@ class FrozenTeacherDistiller(Distiller):
         if not self.assign_by_teacher:
             return super().both_views(batched_inputs, gt)
         teacher = self.teach(batched_inputs, gt, None)
+        labels = translate_labels(teacher.assignment, self.stages, self.teacher.stages)
         student = self.stages.run(
-            batched_inputs, self._student_request, gt, self._only_losses, teacher.predictions
+            batched_inputs, self._student_request, gt, self._only_losses, labels
         )
         return student, teacher
 

@@ -71,8 +71,13 @@ class DetectorStages:
         features: dict[str, Tensor],
         predictions: Any,
         gt: list[Instances],
+        decoded: DensePredictions | None = None,
     ) -> Any:
-        """Decides which prediction learns which object; None where a family cannot say."""
+        """Decides which prediction learns which object; None where a family cannot say.
+
+        Args:
+            decoded: ``predictions`` in the words of all dense detectors, if they are known.
+        """
         return None
 
     def losses(
@@ -198,14 +203,14 @@ class DetectorStages:
         request: ViewRequest,
         gt: list[Instances] | None = None,
         only_losses: bool = False,
-        assign_by: Any = None,
+        assignment: Any = None,
     ) -> DetectorView:
         """Runs the stages that ``request`` asks for, each once, and no other.
 
         Args:
             only_losses: the request is for losses, and nobody looks at the predictions.
-            assign_by: predictions of another network of this family, which then decide who learns
-                what; None: the detector's own.
+            assignment: one that another network has made, see ``label_exchange.py``; None: the
+                detector makes its own.
 
         Raises:
             ValueError: if the request needs ground truth and there is none.
@@ -216,8 +221,7 @@ class DetectorStages:
         taps = {name: self.resolve_tap(name) for name in request.taps}
         with captured_taps(self.detector, taps) as outputs:
             view = DetectorView(images, self.features(images), taps=outputs)
-            if assign_by is not None:
-                view.assignment = self.assign(images, view.features, assign_by, gt)
+            view.assignment = assignment
             if only_losses:
                 view.assignment, view.losses = self.losses_from_features(
                     images, view.features, gt, view.assignment
@@ -227,8 +231,10 @@ class DetectorStages:
                 view.predictions = self.predict(images, view.features, gt)
             if request.decoded:
                 view.decoded = self.decode(images, view.features, view.predictions)
-            if request.stage == Stage.ASSIGNMENT and assign_by is None:
-                view.assignment = self.assign(images, view.features, view.predictions, gt)
+            if request.stage == Stage.ASSIGNMENT and assignment is None:
+                view.assignment = self.assign(
+                    images, view.features, view.predictions, gt, view.decoded
+                )
             if request.stage >= Stage.LOSSES:
                 view.assignment, view.losses = self.losses(
                     images, view.features, view.predictions, gt, view.assignment

@@ -16,7 +16,7 @@ from kd_d2.checkpoint import load_detector_weights
 from kd_d2.modeling.frozen import Frozen
 from kd_d2.modeling.regions import Regions, SeenRegions
 from kd_d2.modeling.stages import DetectorStages, build_stages
-from kd_d2.modeling.views import DetectorView, ViewRequest
+from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
 from kd_d2.registry import NamedRegistry
 
 logger = logging.getLogger(__name__)
@@ -142,13 +142,22 @@ class FrozenTeacher(nn.Module):
     ) -> DetectorView:
         """The teacher's view of the batch; ``student`` is not looked at.
 
-        The classes of its ``decoded`` logits are the student's.
+        The classes of its ``decoded`` logits, and of its assignment, are the student's.
         """
-        view = self.stages.run(self._inputs(batched_inputs), self.request, gt)
+        request = self.request
+        assigns = request.stage == Stage.ASSIGNMENT
+        if assigns:  # by the student's classes, below
+            decoded = request.decoded or getattr(self.stages, "assigns_by_predictions", False)
+            request = replace(request, stage=Stage.PREDICTIONS, decoded=decoded)
+        view = self.stages.run(self._inputs(batched_inputs), request, gt)
         if view.decoded is not None and self.classes is not None:
             logits = view.decoded.logits
             if self.classes != list(range(logits.shape[-1])):
                 view.decoded = replace(view.decoded, logits=logits[..., self.classes])
+        if assigns:
+            view.assignment = self.stages.assign(
+                view.images, view.features, view.predictions, gt, view.decoded
+            )
         return view
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ PROJECTS = {
     "lgd": ("LGD", "add_lgd_config", "check_lgd_config"),
     "pgd": ("PGD", "add_pgd_config", "check_pgd_config"),
     "gdetkd": ("GDetKD", "add_gdetkd_config", "check_gdetkd_config"),
+    "lad": ("LAD", "add_lad_config", "check_lad_config"),
 }
 _ROOT = Path(__file__).resolve().parents[2] / "projects"
 

@@ -7,6 +7,8 @@ import shapes_table
 from shapes_report import draw_curves, draw_gains, mean_sd, summary
 from shapes_table import plan
 
+OF_LABELS = ("kd", "lad", "solad", "colad")  # by PAAs
+
 
 @pytest.fixture(autouse=True)
 def in_checkout(monkeypatch):
@@ -223,6 +225,9 @@ def test_a_table_of_nothing_says_so(tmp_path, capsys):
 def test_configs_of_the_table_exist():
     assert shapes_table.CONFIGS.keys() == shapes_report.TITLES.keys()
     for name, pattern in shapes_table.CONFIGS.items():
+        if name in OF_LABELS:
+            assert Path(pattern.format("paa")).is_file()
+            continue
         for detector in ("retinanet", "fcos", "faster_rcnn", "mask_rcnn"):
             has_teacher = name not in shapes_table.HEADS or "rcnn" not in detector
             assert Path(pattern.format(detector)).is_file() == has_teacher
@@ -231,8 +236,13 @@ def test_configs_of_the_table_exist():
 
 def test_heads_differ_in_the_head_alone(tmp_path, capsys):
     of_regions = ["roifi", "sgfi", "ckd", "sgfi_ckd", "gdetkd"]
-    others = [name for name in shapes_table.HEADS if name not in of_regions]
-    for detector, methods in (("atss", others), ("faster_rcnn_7x7", of_regions)):
+    of_paa = ["kd", "lad", "solad"]
+    others = [name for name in shapes_table.HEADS if name not in [*of_regions, *of_paa]]
+    for detector, methods in (
+        ("atss", others),
+        ("faster_rcnn_7x7", of_regions),
+        ("paa", of_paa),
+    ):
         runs = plan(args(tmp_path, "--detectors", detector, "--methods", *methods, "--seeds", "1"))
         assert [r.method for r in runs] == methods
         assert len({r.teacher.job.output for r in runs}) == 1

@@ -98,6 +98,39 @@ def test_a_step_with_a_frozen_teacher(arch, dtype, device, frozen_cfg, build, ra
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("method", ["SoLAD", "CoLAD", "CoLAD with COP"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_with_shared_labels(method, dtype, device, frozen_cfg, build, random_batch):
+    cfg = frozen_cfg("PAA", "PAA")
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.KD.HEADS, cfg.MODEL.KD.ASSIGN_BY = ["FocalSoftLabel"], "teacher"
+    if method != "SoLAD":
+        cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.KD.TEACHER.NAME = "CoLearningDistiller", "Peer"
+        cfg.MODEL.KD.HEADS, cfg.MODEL.KD.ASSIGN_BY = [], "student"
+        cfg.MODEL.PAA.OBJECTNESS = "cop" if "COP" in method else "none"
+    cfg.SOLVER.BASE_LR = 1e-6
+    model = build(cfg).to(device).train()
+    seen = []
+    select = model.student.select if method != "SoLAD" else model.teacher.detector.select
+
+    def record(pre, costs):
+        seen.append(costs)
+        return select(pre, costs)
+
+    owner = model.student if method != "SoLAD" else model.teacher.detector
+    owner.__dict__["select"] = record
+    loop = TrainLoop(model, [random_batch()], build_optimizer(cfg, model), dtype)
+    if loop.grad_scaler is not None:
+        loop.grad_scaler.load_state_dict({**loop.grad_scaler.state_dict(), "scale": 8.0})
+    with EventStorage() as storage:
+        loop.iter = 0
+        loop.run_step()
+        losses = {k: v for k, (v, _) in storage.latest().items() if k.startswith("loss")}
+    assert seen[0].dtype == torch.float32 and seen[0].isfinite().all() and len(seen[0])
+    assert len(losses) == 6 and np.isfinite(list(losses.values())).all()
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("student", ["FasterRCNN", "RetinaNet"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_step_with_regions(student, dtype, device, frozen_cfg, build, random_batch):

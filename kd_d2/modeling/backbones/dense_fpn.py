@@ -44,17 +44,27 @@ def dense_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
         raise ValueError(
             f'MODEL.FPN.TOP_BLOCK_IN_FEATURE is {source!r}: it must be "res5" or "p5".'
         )
-    top_block = LastLevelP6P7 if fpn.TOP_BLOCK_RELU else LinearLastLevelP6P7
     pyramid = FPN(
         bottom_up=bottom_up,
         in_features=fpn.IN_FEATURES,
         out_channels=fpn.OUT_CHANNELS,
         norm=fpn.NORM,
-        top_block=top_block(channels[source], fpn.OUT_CHANNELS, source),
+        top_block=top_block(cfg, channels[source], source),
         fuse_type=fpn.FUSE_TYPE,
     )
-    if fpn.INIT == "xavier":
+    init_pyramid(cfg, pyramid)
+    return pyramid
+
+
+def top_block(cfg: CfgNode, channels: int, source: str) -> LastLevelP6P7:
+    """P6 and P7 of a level with so many channels, by ``MODEL.FPN.TOP_BLOCK_RELU``."""
+    block = LastLevelP6P7 if cfg.MODEL.FPN.TOP_BLOCK_RELU else LinearLastLevelP6P7
+    return block(channels, cfg.MODEL.FPN.OUT_CHANNELS, source)
+
+
+def init_pyramid(cfg: CfgNode, pyramid: FPN) -> None:
+    """Initial weights of all but the backbone, by ``MODEL.FPN.INIT``."""
+    if cfg.MODEL.FPN.INIT == "xavier":
         for name, module in pyramid.named_modules():
             if isinstance(module, nn.Conv2d) and not name.startswith("bottom_up"):
                 nn.init.xavier_uniform_(module.weight)
-    return pyramid

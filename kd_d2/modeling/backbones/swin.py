@@ -13,11 +13,13 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, SwinTransformer
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.swin import SwinTransformerBlock
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
+
+from kd_d2.modeling.backbones.dense_fpn import init_pyramid, top_block
 
 __all__ = [
     "Swin",
@@ -195,12 +197,15 @@ def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 def build_retinanet_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """The pyramid of the dense detectors, P3 to P7: of stage3 to stage5, P6 and P7 from P5.
 
+    ``MODEL.FPN.TOP_BLOCK_RELU`` and ``INIT`` count, ``TOP_BLOCK_IN_FEATURE`` does not.
+
     Raises:
         ValueError: see :func:`check_swin_config`.
     """
-    channels = cfg.MODEL.FPN.OUT_CHANNELS
-    top_block = LastLevelP6P7(channels, channels, in_feature="p5")
-    return _build_fpn(cfg, input_shape, "build_retinanet_swin_fpn_backbone", top_block)
+    block = top_block(cfg, cfg.MODEL.FPN.OUT_CHANNELS, "p5")
+    pyramid = _build_fpn(cfg, input_shape, "build_retinanet_swin_fpn_backbone", block)
+    init_pyramid(cfg, pyramid)
+    return pyramid
 
 
 def _build_swin(cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequence[str]) -> Swin:
@@ -223,13 +228,13 @@ def _build_swin(cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequence[str
     )
 
 
-def _build_fpn(cfg: CfgNode, input_shape: ShapeSpec, name: str, top_block) -> FPN:
+def _build_fpn(cfg: CfgNode, input_shape: ShapeSpec, name: str, block) -> FPN:
     levels = _PYRAMIDS[name]
     return FPN(
         bottom_up=_build_swin(cfg, input_shape, levels),
         in_features=levels,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block,
+        top_block=block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
