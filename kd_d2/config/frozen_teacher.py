@@ -57,9 +57,10 @@ def check_peer(cfg: CfgNode) -> None:
         ConfigError: with one sentence on the first thing that is wrong.
         FileNotFoundError: its config or weights are missing.
     """
+    peer = peer_config(cfg)
     if cfg.MODEL.KD.TEACHER.CONFIG_FILE:
-        _check_own(cfg, peer_config(cfg))
-    check_weights_name(peer_config(cfg).MODEL.WEIGHTS)
+        _check_own(cfg, peer)
+    check_weights_name(peer.MODEL.WEIGHTS)
 
 
 def _check_own(cfg: CfgNode, teacher_cfg: CfgNode) -> None:

@@ -44,8 +44,9 @@ def without_unused_nodes(cfg: CfgNode) -> CfgNode:
     used = cfg.clone()
     used.defrost()
     model = used.MODEL
+    own = detector_node(student_config(cfg).MODEL.META_ARCHITECTURE)
     for node in NODES:
-        if node != detector_node(student_config(cfg).MODEL.META_ARCHITECTURE):
+        if node != own:
             del model[node]
     if not (is_distiller(cfg) and cfg.MODEL.KD.ENABLED):
         del model["KD"]

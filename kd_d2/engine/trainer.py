@@ -43,10 +43,10 @@ class ExportStudent(HookBase):
 
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():
-            model = unwrap_model(self.trainer.model)
-            export_student(model, self.cfg, self.cfg.OUTPUT_DIR)
-            if peer_state(model.state_dict()):
-                export_peer(model, self.cfg, self.cfg.OUTPUT_DIR)
+            state = unwrap_model(self.trainer.model).state_dict()
+            export_student(state, self.cfg, self.cfg.OUTPUT_DIR)
+            if peer_state(state):
+                export_peer(state, self.cfg, self.cfg.OUTPUT_DIR)
 
 
 class DistillationTrainer(DefaultTrainer):

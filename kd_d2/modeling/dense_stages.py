@@ -114,7 +114,7 @@ class DenseStages(DetectorStages):
         anchors = self.detector.anchor_generator(list(features.values()))
         if self.assigns_by_predictions:
             if decoded is None:
-                decoded = self.decode(images, features, predictions)
+                decoded = self.see(images, features, predictions)
             return self.detector.label_anchors(anchors, gt, decoded)
         return self.detector.label_anchors(anchors, gt)
 

@@ -6,6 +6,7 @@ between two networks (features, assignments) enters and leaves here, and nowhere
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from detectron2.layers import ShapeSpec
@@ -36,6 +37,7 @@ class DetectorStages:
             one of the same image size (true for fixed anchors and points, false for proposals).
         assigns: whether :meth:`assign` says which prediction learns what.
         may_skip_cells: False keeps a family from leaving out what its losses do not read.
+        classes: numbers of the classes that :meth:`see` shows; None: all of the detector's.
         regions: how the detector sees regions, see :meth:`open_regions`.
         region_reader: the class of it.
     """
@@ -45,6 +47,7 @@ class DetectorStages:
     shares_assignment = True
     assigns = False
     may_skip_cells = True
+    classes: list[int] | None = None
     regions: RegionReader | None = None
     region_reader: type[RegionReader] = RegionReader
 
@@ -76,7 +79,7 @@ class DetectorStages:
         """Decides which prediction learns which object; None where a family cannot say.
 
         Args:
-            decoded: ``predictions`` in the words of all dense detectors, if they are known.
+            decoded: what :meth:`see` shows of ``predictions``, if it is known.
         """
         return None
 
@@ -122,6 +125,15 @@ class DetectorStages:
             ValueError: the family does not predict densely, or cannot say.
         """
         raise self._cannot_decode()
+
+    def see(
+        self, images: ImageList, features: dict[str, Tensor], predictions: Any
+    ) -> DensePredictions:
+        """:meth:`decode`, with the logits of ``classes`` in place of all."""
+        decoded = self.decode(images, features, predictions)
+        if self.classes in (None, list(range(decoded.logits.shape[-1]))):
+            return decoded
+        return replace(decoded, logits=decoded.logits[..., self.classes])
 
     def _cannot_decode(self) -> ValueError:
         return ValueError(
@@ -230,7 +242,7 @@ class DetectorStages:
             if request.stage >= Stage.PREDICTIONS:
                 view.predictions = self.predict(images, view.features, gt)
             if request.decoded:
-                view.decoded = self.decode(images, view.features, view.predictions)
+                view.decoded = self.see(images, view.features, view.predictions)
             if request.stage == Stage.ASSIGNMENT and assignment is None:
                 view.assignment = self.assign(
                     images, view.features, view.predictions, gt, view.decoded

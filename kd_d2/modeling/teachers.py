@@ -16,7 +16,7 @@ from kd_d2.checkpoint import load_detector_weights
 from kd_d2.modeling.frozen import Frozen
 from kd_d2.modeling.regions import Regions, SeenRegions
 from kd_d2.modeling.stages import DetectorStages, build_stages
-from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
+from kd_d2.modeling.views import DetectorView, ViewRequest
 from kd_d2.registry import NamedRegistry
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,13 @@ A teacher is an ``nn.Module`` with ``feature_shapes`` (level name -> ShapeSpec) 
 def build_teacher(cfg: CfgNode, student: DetectorStages) -> nn.Module:
     """Builds ``MODEL.KD.TEACHER.NAME``."""
     return TEACHER_REGISTRY.get(cfg.MODEL.KD.TEACHER.NAME)(cfg, student)
+
+
+def with_channels(batched_inputs: list[dict], flip: bool) -> list[dict]:
+    """The same batch, its images (3, H, W) turned from RGB to BGR or back if they are to be."""
+    if not flip:
+        return batched_inputs
+    return [{**x, "image": x["image"].flip(0)} for x in batched_inputs]
 
 
 @TEACHER_REGISTRY.register("Frozen")
@@ -74,7 +81,7 @@ class FrozenTeacher(nn.Module):
         self.stages = build_stages(detector)
         self.feature_shapes = self.stages.feature_shapes
         self.flip_channels = flip_channels
-        self.classes = classes
+        self.stages.classes = classes
         self.config = dict(config or {})
         self._weights, self._allow_partial = weights, allow_partial
         self.request = ViewRequest()
@@ -122,6 +129,11 @@ class FrozenTeacher(nn.Module):
         return self._frozen.module
 
     @property
+    def classes(self) -> list[int] | None:
+        """Its number of each of the student's classes; None: not known."""
+        return self.stages.classes
+
+    @property
     def num_classes(self) -> int:
         """Of the logits in its view: the student's, where their names are known."""
         return self.stages.num_classes if self.classes is None else len(self.classes)
@@ -129,11 +141,6 @@ class FrozenTeacher(nn.Module):
     def _apply(self, fn, recurse=True):
         self._frozen.module._apply(fn)
         return super()._apply(fn, recurse)
-
-    def _inputs(self, batched_inputs: list[dict]) -> list[dict]:
-        if not self.flip_channels:
-            return batched_inputs
-        return [{**x, "image": x["image"].flip(0)} for x in batched_inputs]
 
     # no_grad, not inference_mode: inference tensors cannot be saved for the backward of a loss.
     @torch.no_grad()
@@ -144,21 +151,7 @@ class FrozenTeacher(nn.Module):
 
         The classes of its ``decoded`` logits, and of its assignment, are the student's.
         """
-        request = self.request
-        assigns = request.stage == Stage.ASSIGNMENT
-        if assigns:  # by the student's classes, below
-            decoded = request.decoded or getattr(self.stages, "assigns_by_predictions", False)
-            request = replace(request, stage=Stage.PREDICTIONS, decoded=decoded)
-        view = self.stages.run(self._inputs(batched_inputs), request, gt)
-        if view.decoded is not None and self.classes is not None:
-            logits = view.decoded.logits
-            if self.classes != list(range(logits.shape[-1])):
-                view.decoded = replace(view.decoded, logits=logits[..., self.classes])
-        if assigns:
-            view.assignment = self.stages.assign(
-                view.images, view.features, view.predictions, gt, view.decoded
-            )
-        return view
+        return self.stages.run(with_channels(batched_inputs, self.flip_channels), self.request, gt)
 
     @torch.no_grad()
     def read_regions(self, view: DetectorView, regions: Regions, what: Set[str]) -> SeenRegions:
@@ -171,7 +164,7 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """The teacher's own detections."""
-        return self.detector(self._inputs(batched_inputs))
+        return self.detector(with_channels(batched_inputs, self.flip_channels))
 
     def identity(self) -> dict[str, Any]:
         """Its config and a hash of its weights: what a resumed run must find again."""

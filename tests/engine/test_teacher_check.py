@@ -93,11 +93,11 @@ def test_a_good_teacher_passes_in_its_own_order_of_classes(model_and_items, capl
     model, items = model_and_items
     loader = DataLoader(SeededItems(items, 0))
     model.teacher.inference = oracle(items.batch, [2, 0, 1])
-    model.teacher.classes = [2, 0, 1]
+    model.teacher.stages.classes = [2, 0, 1]
     with caplog.at_level("INFO"):
         check_teacher(model.teacher, loader, 4)
     assert "finds 6 of 6 objects" in caplog.text
-    model.teacher.classes = [0, 1, 2]
+    model.teacher.stages.classes = [0, 1, 2]
     with pytest.raises(ValueError, match="order of classes"):
         check_teacher(model.teacher, loader, 4)
 

@@ -118,10 +118,10 @@ def test_losses_by_hand():
     anchors = [
         boxes(torch.tensor([x])) for x in ([8.0, 8, 24, 24], [0.0, 0, 32, 32], [0.0, 0, 1, 1])
     ]
-    zeros = [[torch.zeros(1, 1, c)] * 3 for c in (K, 4, 1)]
+    logits, deltas, quality = ([torch.zeros(1, 1, c)] * 3 for c in (K, 4, 1))
     target = torch.tensor([[8.0, 8, 32, 24]]).expand(3, 4)
     labels = torch.tensor([K, 1, -1]), torch.tensor([1, K, -1])
-    losses = model.losses(anchors, *zeros, [labels[0]], [labels[1]], [target])
+    losses = model.losses(anchors, logits, *([x] for x in labels), deltas, [target], quality)
     # at probability 1/2: levels weigh 2 (none), 1 (one positive), 2 (none, and ignored)
     negative, positive = 0.75 * math.log(2) / 4, 0.25 * math.log(2) / 4
     expected = 2 * 3 * negative + positive + 2 * negative
@@ -178,10 +178,16 @@ def test_teachers_predictions_assign():
     images, features, outputs = predictions_of(student, BATCH)
     gt = [x["instances"] for x in BATCH]
     losses = student.forward_training(images, features, outputs, gt)
+    logits, deltas, quality = student._transpose_dense_predictions(outputs, [K, 4, 1])
+    cls_labels, box_labels, targets = of_teacher
     expected = student.losses(
         student.anchor_generator(features),
-        *student._transpose_dense_predictions(outputs, [K, 4, 1]),
-        *of_teacher,
+        logits,
+        cls_labels,
+        box_labels,
+        deltas,
+        targets,
+        quality,
     )
     # the counts doubled in between, which leaves the weights of the levels as they were
     for name, value in losses.items():

@@ -207,7 +207,7 @@ def test_decoded_logits_are_in_the_students_order_of_classes(
     teacher = build(frozen_cfg("FCOS", "FCOS")).teacher
     teacher.request = ViewRequest(Stage.PREDICTIONS, decoded=True)
     own = teacher(random_batch(), None).decoded
-    teacher.classes = [2, 0]
+    teacher.stages.classes = [2, 0]
     ours = teacher(random_batch(), None).decoded
     assert torch.equal(ours.logits, own.logits[..., [2, 0]])
     assert torch.equal(ours.boxes, own.boxes)

@@ -91,7 +91,7 @@ def losses_by_hand(model, labels, deltas=None):
     squares = torch.tensor([[8.0, 8, 24, 24], [0.0, 0, 32, 32]])
     box = torch.tensor([[8.0, 8, 24, 40]]).expand(2, 4)
     deltas = torch.zeros(1, 2, 4) if deltas is None else deltas
-    outputs = [torch.zeros(1, 2, K)], [deltas], [torch.tensor(labels)], [box]
+    outputs = [torch.zeros(1, 2, K)], [torch.tensor(labels)], [deltas], [box]
     return model.losses([boxes(squares)], *outputs, [torch.zeros(1, 2, 1)])
 
 

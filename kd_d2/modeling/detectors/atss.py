@@ -24,7 +24,11 @@ from kd_d2.modeling.detectors.fcos_targets import (
     iou_of_distances,
 )
 from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
-from kd_d2.modeling.detectors.one_square_anchor import OneSquareAnchorDetector, add_anchor_keys
+from kd_d2.modeling.detectors.one_square_anchor import (
+    OneSquareAnchorDetector,
+    add_anchor_keys,
+    add_delta_keys,
+)
 
 _BRANCHES = ("iou", "centerness")
 
@@ -33,15 +37,11 @@ def add_atss_config(cfg: CN) -> None:
     """Add the node ``MODEL.ATSS``."""
     node = cfg.MODEL.ATSS = CN()
     add_anchor_keys(node)
+    add_delta_keys(node)
     # What the third output predicts, which weighs a detection's score: "iou" of the predicted box
     # with the object; or the "centerness" of the anchor in the object, as in the ATSS paper, which
     # then also weighs the box loss.
     node.BRANCH = "iou"
-    # Weights of (dx, dy, dw, dh) in the box output, as in RetinaNet: the inverse of its deviations.
-    node.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-    # Parameters of the focal loss.
-    node.FOCAL_LOSS_ALPHA = 0.25
-    node.FOCAL_LOSS_GAMMA = 2.0
     # Factors of the GIoU loss and of the loss of the third output.
     node.BOX_LOSS_WEIGHT = 2.0
     node.BRANCH_LOSS_WEIGHT = 1.0

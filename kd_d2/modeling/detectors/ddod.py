@@ -4,14 +4,13 @@ Shapes: N images, R anchors of all levels together, R_l of level l, K classes, L
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,7 +25,7 @@ from kd_d2.modeling.detectors.fcos_targets import (
     pad_objects,
 )
 from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
-from kd_d2.modeling.detectors.one_square_anchor import add_anchor_keys
+from kd_d2.modeling.detectors.one_square_anchor import add_anchor_keys, add_delta_keys
 from kd_d2.modeling.quality import probability_and_iou, quality_score
 
 
@@ -34,14 +33,10 @@ def add_ddod_config(cfg: CN) -> None:
     """Add the node ``MODEL.DDOD``."""
     node = cfg.MODEL.DDOD = CN()
     add_anchor_keys(node)
-    # Weights of (dx, dy, dw, dh) in the box output, as in RetinaNet: the inverse of its deviations.
-    node.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+    add_delta_keys(node)
     # xi of those that learn the object's class, and of those that learn its box and their IoU.
     node.CLS_EXPONENT = 0.8
     node.BOX_EXPONENT = 0.6
-    # Parameters of the focal loss.
-    node.FOCAL_LOSS_ALPHA = 0.25
-    node.FOCAL_LOSS_GAMMA = 2.0
     # Factors of the GIoU loss and of the loss of the IoU output.
     node.BOX_LOSS_WEIGHT = 2.0
     node.IOU_LOSS_WEIGHT = 1.0
@@ -96,21 +91,6 @@ class DDOD(ATSS):
             "iou_loss_weight": ddod.IOU_LOSS_WEIGHT,
         }
 
-    def forward_training(
-        self,
-        images: ImageList,
-        features: list[Tensor],
-        predictions: tuple[list[Tensor], list[Tensor], list[Tensor]],
-        gt_instances: list[Instances],
-    ) -> dict[str, Tensor]:
-        """The losses of a batch; ``predictions`` are the head's."""
-        outputs = self._transpose_dense_predictions(predictions, self.outputs_per_cell())
-        anchors = self.anchor_generator(features)
-        # not decoded where the labels are another network's
-        decoded = partial(self.decode_predictions, images, features, predictions)
-        assignment = self.label_anchors(anchors, gt_instances, decoded)
-        return self.losses(anchors, *outputs, *assignment)
-
     @torch.no_grad()
     def label_anchors(
         self,
@@ -151,11 +131,11 @@ class DDOD(ATSS):
         self,
         anchors: list[Boxes],
         pred_logits: list[Tensor],
-        pred_deltas: list[Tensor],
-        pred_quality: list[Tensor],
         cls_labels: list[Tensor],
         box_labels: list[Tensor],
+        pred_deltas: list[Tensor],
         gt_boxes: list[Tensor],
+        pred_quality: list[Tensor],
     ) -> dict[str, Tensor]:
         """Focal loss of one assignment, GIoU loss and the loss of the IoU output of the other.
 

@@ -29,6 +29,11 @@ def distances_to_boxes(points: Tensor, boxes: Tensor) -> Tensor:
     return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
 
 
+def distances_from_origin(boxes: Tensor) -> Tensor:
+    """:func:`distances_to_boxes` from the point (0, 0), which serves any boxes (..., 4)."""
+    return torch.cat((-boxes[..., :2], boxes[..., 2:]), dim=-1)
+
+
 def boxes_around(points: Tensor, distances: Tensor) -> Tensor:
     """Boxes (..., 4) by their distances (..., 4) from points (..., 2)."""
     return torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)

@@ -66,13 +66,12 @@ def fit_two_gaussians(values: Tensor, present: Tensor) -> MixtureFit:
     """
     x = values.double().where(present, 0.0)
     count = present.sum(1)
-    least, largest = (
-        x.where(present, end).aminmax(dim=1)[i].nan_to_num(posinf=0.0, neginf=0.0)
-        for i, end in enumerate((math.inf, -math.inf))
-    )
-    means = torch.stack((least, largest))
+    # sets without numbers are not fitted, and need to be finite all the same
+    means = torch.stack(
+        (x.where(present, math.inf).amin(1), x.where(present, -math.inf).amax(1))
+    ).where(count > 0, 0.0)
     mixture = torch.stack((torch.full_like(means, 0.5), means, torch.ones_like(means)))  # (3, 2, S)
-    likelihood = torch.full_like(least, -math.inf)
+    likelihood = torch.full_like(means[0], -math.inf)
     steps = torch.zeros_like(count)
     running = count >= 2
     rows = torch.arange(len(x), device=x.device)

@@ -3,6 +3,8 @@
 Shapes: N images, R anchors (or points) of all levels together, M boxes of an image, K classes.
 """
 
+from functools import partial
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import batched_nms, cat
@@ -39,7 +41,13 @@ def add_common_keys(node: CfgNode) -> None:
 
 
 class OnePerCellDetector(DenseDetector):
-    """Subclasses set ``anchor_generator`` and have ``label_anchors`` and ``losses``."""
+    """Subclasses set ``anchor_generator`` and have ``label_anchors`` and ``losses``.
+
+    Those that assign by their predictions set ``assigns_by_predictions``, and their
+    ``label_anchors`` has a third argument: what gives the predictions, decoded.
+    """
+
+    assigns_by_predictions = False
 
     def __init__(
         self,
@@ -128,8 +136,11 @@ class OnePerCellDetector(DenseDetector):
             predictions, self.outputs_per_cell()
         )
         anchors = self.anchor_generator(features)
-        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
-        return self.losses(anchors, logits, gt_labels, boxes, gt_boxes, *third)
+        by = ()
+        if self.assigns_by_predictions:  # not decoded where the labels are another network's
+            by = (partial(self.decode_predictions, images, features, predictions),)
+        *gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances, *by)
+        return self.losses(anchors, logits, *gt_labels, boxes, gt_boxes, *third)
 
     def labels_and_boxes(
         self, index: Tensor, matched: Tensor, boxes: Tensor, classes: Tensor

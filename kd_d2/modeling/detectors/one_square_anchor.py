@@ -30,10 +30,20 @@ def add_anchor_keys(node: CfgNode) -> None:
     node.TOPK = 9
 
 
+def add_delta_keys(node: CfgNode) -> None:
+    """Add the keys of boxes as deltas from anchors, and of the focal loss."""
+    # Weights of (dx, dy, dw, dh) in the box output, as in RetinaNet: the inverse of its deviations.
+    node.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+    # Parameters of the focal loss.
+    node.FOCAL_LOSS_ALPHA = 0.25
+    node.FOCAL_LOSS_GAMMA = 2.0
+
+
 class OneSquareAnchorDetector(OnePerCellDetector):
     """Subclasses have ``losses`` and ``decode_boxes``.
 
-    With a third output, its sigmoid multiplies the scores of the detections.
+    With a third output, its sigmoid multiplies the scores of the detections. Candidates are chosen
+    by class probability alone, if :meth:`choosing_scores` does not say otherwise.
     """
 
     def __init__(
@@ -166,6 +176,20 @@ class OneSquareAnchorDetector(OnePerCellDetector):
             results.append(self.best_detections(image_size, candidates))
         return results
 
+    def choosing_scores(
+        self, probabilities: Tensor, quality: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The scores by which candidates are chosen, and what multiplies them afterwards.
+
+        Args:
+            probabilities: (R_l, K).
+            quality: logits (R_l, 1) of the third output; None without one.
+
+        Returns:
+            (R_l, K), and factors (R_l, 1) or None.
+        """
+        return probabilities, None if quality is None else quality.float().sigmoid()
+
     def _candidates(
         self,
         image_size: tuple[int, int],
@@ -177,19 +201,18 @@ class OneSquareAnchorDetector(OnePerCellDetector):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (k, 4), scores (k,) and classes (k,) of the best candidates of a level of an image.
 
-        Candidates are chosen by class probability alone; only their rank in NMS sees the quality.
-
         Args:
             anchors, strides, probabilities, encoded: (R_l, 4), (R_l,), (R_l, K), (R_l, E).
             quality: logits (R_l, 1) of the third output; None without one.
         """
+        scores, factors = self.choosing_scores(probabilities, quality)
         num_anchors = min(self.test_topk_candidates, len(anchors))
-        _, best = probabilities.amax(1).topk(num_anchors)
-        row, classes = (probabilities[best] > self.test_score_thresh).nonzero(as_tuple=True)
+        _, best = scores.amax(1).topk(num_anchors)
+        row, classes = (scores[best] > self.test_score_thresh).nonzero(as_tuple=True)
         index = best[row]
         boxes = Boxes(self.decode_boxes(encoded[index].float(), anchors[index], strides[index]))
         boxes.clip(image_size)
-        scores = probabilities[index, classes]
-        if quality is not None:
-            scores = scores * quality[index, 0].float().sigmoid()
+        scores = scores[index, classes]
+        if factors is not None:
+            scores = scores * factors[index, 0]
         return boxes.tensor, scores, classes

@@ -4,29 +4,30 @@ Shapes: N images, R anchors of all levels together, R_l of level l, K classes, P
 anchors of the batch.
 """
 
-import logging
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import get_event_storage, has_event_storage
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
 from kd_d2.modeling.dense_predictions import DensePredictions
 from kd_d2.modeling.detectors.atss_targets import decode_deltas
 from kd_d2.modeling.detectors.fcos_targets import (
-    distances_to_boxes,
+    distances_from_origin,
     giou_loss_of_distances,
     iou_of_distances,
     pad_objects,
 )
-from kd_d2.modeling.detectors.one_square_anchor import OneSquareAnchorDetector, add_anchor_keys
+from kd_d2.modeling.detectors.one_square_anchor import (
+    OneSquareAnchorDetector,
+    add_anchor_keys,
+    add_delta_keys,
+)
 from kd_d2.modeling.detectors.paa_head import PAAHead
 from kd_d2.modeling.detectors.paa_targets import (
     PreAssignment,
@@ -35,8 +36,7 @@ from kd_d2.modeling.detectors.paa_targets import (
     select_positives,
 )
 from kd_d2.modeling.detectors.score_voting import vote_boxes
-
-logger = logging.getLogger(__name__)
+from kd_d2.modeling.scalars import log_scalars
 
 _LEAST_IOU_WEIGHT = 1e-12
 _LEAST_IOU_SUM = 1e-6
@@ -46,11 +46,7 @@ def add_paa_config(cfg: CN) -> None:
     """Add the node ``MODEL.PAA``."""
     node = cfg.MODEL.PAA = CN()
     add_anchor_keys(node)
-    # Weights of (dx, dy, dw, dh) in the box output, as in RetinaNet: the inverse of its deviations.
-    node.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-    # Parameters of the focal loss.
-    node.FOCAL_LOSS_ALPHA = 0.25
-    node.FOCAL_LOSS_GAMMA = 2.0
+    add_delta_keys(node)
     # Factors of the GIoU loss, in the costs, too, and of the loss of the IoU output.
     node.BOX_LOSS_WEIGHT = 1.3
     node.IOU_LOSS_WEIGHT = 0.5
@@ -145,23 +141,6 @@ class PAA(OneSquareAnchorDetector):
     def decode_boxes(self, encoded: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
         return decode_deltas(encoded, anchors, self.bbox_reg_weights)
 
-    def forward_training(
-        self,
-        images: ImageList,
-        features: list[Tensor],
-        predictions: tuple[list[Tensor], ...],
-        gt_instances: list[Instances],
-    ) -> dict[str, Tensor]:
-        """The losses of a batch; ``predictions`` are the head's."""
-        logits, deltas, *quality = self._transpose_dense_predictions(
-            predictions, self.outputs_per_cell()
-        )
-        anchors = self.anchor_generator(features)
-        # not decoded where the labels are another network's
-        decoded = partial(self.decode_predictions, images, features, predictions)
-        assignment = self.label_anchors(anchors, gt_instances, decoded)
-        return self.losses(anchors, logits, deltas, *assignment, *quality)
-
     @torch.no_grad()
     def label_anchors(
         self,
@@ -213,8 +192,7 @@ class PAA(OneSquareAnchorDetector):
         """
         positive = select_positives(costs, pre, self.topk, self.split, self.single_candidate)
         self._watch(costs, positive, pre)
-        labels = torch.full_like(pre.valid, self.num_classes, dtype=torch.long)
-        labels = labels.where(pre.valid, -1)
+        labels = torch.where(pre.valid, self.num_classes, -1)
         classes = pre.classes.where(positive, self.num_classes)
         labels = labels.index_put((pre.image, pre.anchor), classes)
         boxes = pre.boxes.new_zeros(*labels.shape, 4)
@@ -229,9 +207,7 @@ class PAA(OneSquareAnchorDetector):
         seen.index_fill_(0, pre.object, True)
         counts = torch.stack(((~costs.isfinite()).sum(), positive.sum(), seen.sum()))
         bad, chosen, objects = counts.tolist()
-        if has_event_storage():
-            get_event_storage().put_scalar("paa/positives_per_object", chosen / objects)
-            get_event_storage().put_scalar("paa/non_finite_costs", bad)
+        log_scalars("paa", {"positives_per_object": chosen / objects, "non_finite_costs": bad})
         self._non_finite_steps = self._non_finite_steps + 1 if bad else 0
         if self._non_finite_steps >= self.max_non_finite_steps:
             raise FloatingPointError(
@@ -245,8 +221,8 @@ class PAA(OneSquareAnchorDetector):
         self,
         anchors: list[Boxes],
         pred_logits: list[Tensor],
-        pred_deltas: list[Tensor],
         gt_labels: list[Tensor],
+        pred_deltas: list[Tensor],
         gt_boxes: list[Tensor],
         pred_quality: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
@@ -268,11 +244,8 @@ class PAA(OneSquareAnchorDetector):
         squares = Boxes.cat(anchors).tensor
         deltas = cat(pred_deltas, dim=1).float().where(positive[..., None], 0.0)
         targets = torch.stack(gt_boxes).float().where(positive[..., None], squares)
-        origin = squares.new_zeros(2)
-        predicted, targets = (
-            distances_to_boxes(origin, x)
-            for x in (decode_deltas(deltas, squares, self.bbox_reg_weights), targets)
-        )
+        predicted = decode_deltas(deltas, squares, self.bbox_reg_weights)
+        predicted, targets = (distances_from_origin(x) for x in (predicted, targets))
         iou = iou_of_distances(predicted.detach(), targets)
         giou = giou_loss_of_distances(predicted, targets)
         if self.box_loss_weighting == "iou" and self.has_iou_branch:
@@ -293,26 +266,11 @@ class PAA(OneSquareAnchorDetector):
             losses["loss_iou"] = self.iou_loss_weight * bce
         return losses
 
-    def _candidates(
-        self,
-        image_size: tuple[int, int],
-        anchors: Tensor,
-        strides: Tensor,
-        probabilities: Tensor,
-        encoded: Tensor,
-        quality: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As ATSS's, but it is the final score that chooses: sqrt(probability * IoU)."""
-        scores = probabilities
+    def choosing_scores(self, probabilities: Tensor, quality: Tensor | None) -> tuple[Tensor, None]:
+        """It is the final score that chooses: sqrt(probability * IoU)."""
         if quality is not None:
-            scores = (scores * quality.float().sigmoid()).sqrt()
-        num_anchors = min(self.test_topk_candidates, len(anchors))
-        _, best = scores.amax(1).topk(num_anchors)
-        row, classes = (scores[best] > self.test_score_thresh).nonzero(as_tuple=True)
-        index = best[row]
-        boxes = Boxes(self.decode_boxes(encoded[index].float(), anchors[index], strides[index]))
-        boxes.clip(image_size)
-        return boxes.tensor, scores[index, classes], classes
+            probabilities = (probabilities * quality.float().sigmoid()).sqrt()
+        return probabilities, None
 
     def best_detections(
         self, image_size: tuple[int, int], candidates: list[tuple[Tensor, Tensor, Tensor]]

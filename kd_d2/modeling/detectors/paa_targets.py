@@ -10,7 +10,7 @@ import torch
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 
-from kd_d2.modeling.detectors.fcos_targets import distances_to_boxes, giou_loss_of_distances
+from kd_d2.modeling.detectors.fcos_targets import distances_from_origin, giou_loss_of_distances
 from kd_d2.modeling.detectors.gaussian_mixture import fit_two_gaussians
 from kd_d2.modeling.quality import pairwise_iou
 
@@ -33,6 +33,7 @@ class PreAssignment:
         classes, boxes: (P,) and (P, 4) of the objects.
         valid: (N, R), which anchors take part in each image.
         num_objects, num_levels: N * M and L.
+        group, num_groups: (P,) number of the object and level together, and how many there may be.
     """
 
     image: Tensor
@@ -44,6 +45,14 @@ class PreAssignment:
     valid: Tensor
     num_objects: int
     num_levels: int
+
+    @property
+    def group(self) -> Tensor:
+        return self.object * self.num_levels + self.level
+
+    @property
+    def num_groups(self) -> int:
+        return self.num_objects * self.num_levels
 
 
 @torch.no_grad()
@@ -130,9 +139,26 @@ def anchor_costs(
     """
     one_hot = classes[:, None] == torch.arange(logits.shape[1], device=logits.device)
     focal = sigmoid_focal_loss(logits.float(), one_hot.float(), alpha, gamma).sum(1)
-    origin = boxes.new_zeros(2)
-    sides = (distances_to_boxes(origin, x.float()) for x in (predicted, boxes))
+    sides = (distances_from_origin(x.float()) for x in (predicted, boxes))
     return focal + box_weight * giou_loss_of_distances(*sides)
+
+
+def rank_in_groups(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorts by group and, within it, by value; equal ones stay in order.
+
+    Args:
+        values, group: (P,).
+
+    Returns:
+        the order (P,); place (P,) in its group of each in that order, from 0.
+
+    >>> rank_in_groups(torch.tensor([5.0, 4, 3, 2]), torch.tensor([0, 0, 1, 0]))
+    (tensor([3, 1, 0, 2]), tensor([0, 1, 2, 0]))
+    """
+    order = values.argsort(stable=True)
+    order = order[group[order].argsort(stable=True)]
+    group = group[order]
+    return order, torch.arange(len(group), device=group.device) - torch.searchsorted(group, group)
 
 
 @torch.no_grad()
@@ -150,15 +176,11 @@ def cheapest_of_each_level(
         costs (N * M, L * topk), ascending; which of them are candidates, the others being behind;
         numbers (N * M, L * topk) of the pre-assigned anchors.
     """
-    groups = pre.num_objects * pre.num_levels
-    finite = costs.isfinite()
-    group = (pre.object * pre.num_levels + pre.level).where(finite, groups)
-    order = costs.where(finite, torch.inf).argsort(stable=True)
-    order = order[group[order].argsort(stable=True)]
-    group = group[order]
-    rank = torch.arange(len(group), device=group.device) - torch.searchsorted(group, group)
+    groups = pre.num_groups
     # a row for each object and level; what is no candidate goes to one behind all
-    row = group.where(rank < topk, groups)
+    group = pre.group.where(costs.isfinite(), groups)
+    order, rank = rank_in_groups(costs, group)
+    row = group[order].where(rank < topk, groups)
     slot = row * topk + rank.where(row < groups, 0)
     table = costs.new_full(((groups + 1) * topk,), torch.inf).scatter_(0, slot, costs[order])
     number = torch.zeros_like(table, dtype=torch.long).scatter_(0, slot, order)

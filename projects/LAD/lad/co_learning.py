@@ -6,17 +6,18 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
-from detectron2.utils.events import get_event_storage, has_event_storage
+from detectron2.utils.events import has_event_storage
 from torch import Tensor
 
 from kd_d2.modeling.dense_predictions import DensePredictions
 from kd_d2.modeling.detectors.paa_targets import PreAssignment
 from kd_d2.modeling.label_exchange import why_not_taught
 from kd_d2.modeling.meta_arch import Distiller
+from kd_d2.modeling.scalars import log_scalars
 from kd_d2.modeling.stages import DetectorStages
 from kd_d2.modeling.views import DetectorView, Stage
 
-from .switching import choose_costs, groups_of
+from .switching import choose_costs
 
 
 @META_ARCH_REGISTRY.register()
@@ -107,18 +108,14 @@ class CoLearningDistiller(Distiller):
 def _decoded(stages: DetectorStages, view: DetectorView) -> DensePredictions:
     if view.decoded is not None:
         return view.decoded
-    return stages.decode(view.images, view.features, view.predictions)
+    return stages.see(view.images, view.features, view.predictions)
 
 
 def _log(pre: PreAssignment, costs: list[Tensor], by_peer: Tensor) -> None:
     """The peer's share of the objects and levels, and the mean costs of both."""
     if not (has_event_storage() and len(costs[0])):
         return
-    group, num_groups = groups_of(pre)
-    there = torch.zeros(num_groups, dtype=torch.bool, device=group.device)
-    there.index_fill_(0, group, True)
+    there = torch.zeros_like(by_peer).index_fill_(0, pre.group, True)
+    student, peer = (x.mean() for x in costs)
     share = by_peer.sum() / there.sum()
-    values = torch.stack((share, *(x.mean() for x in costs))).tolist()
-    names = "peer_share", "student_cost", "peer_cost"
-    for name, value in zip(names, values, strict=True):
-        get_event_storage().put_scalar(f"colad/{name}", value)
+    log_scalars("colad", {"peer_share": share, "student_cost": student, "peer_cost": peer})

@@ -11,7 +11,7 @@ from torch import nn
 from kd_d2.checkpoint import KDCheckpointer
 from kd_d2.config.peer import peer_config
 from kd_d2.modeling.stages import DetectorStages, build_stages, check_trains_by_stages
-from kd_d2.modeling.teachers import TEACHER_REGISTRY
+from kd_d2.modeling.teachers import TEACHER_REGISTRY, with_channels
 from kd_d2.modeling.views import DetectorView, ViewRequest
 
 
@@ -55,17 +55,12 @@ class Peer(nn.Module):
         """Reads its own weights; see ``DistillationTrainer.resume_or_load``."""
         KDCheckpointer(self.detector).load(self._weights)
 
-    def _inputs(self, batched_inputs: list[dict]) -> list[dict]:
-        if not self.flip_channels:
-            return batched_inputs
-        return [{**x, "image": x["image"].flip(0)} for x in batched_inputs]
-
     def forward(
         self, batched_inputs: list[dict], gt: list[Instances], student: DetectorView | None = None
     ) -> DetectorView:
         """Its view of the batch, with gradients; ``student`` is not looked at."""
-        return self.stages.run(self._inputs(batched_inputs), self.request, gt)
+        return self.stages.run(with_channels(batched_inputs, self.flip_channels), self.request, gt)
 
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """Its own detections."""
-        return self.detector(self._inputs(batched_inputs))
+        return self.detector(with_channels(batched_inputs, self.flip_channels))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_d2.modeling.detectors.fcos_targets import (
-    distances_to_boxes,
+    distances_from_origin,
     giou_loss_of_distances,
     pad_objects,
 )
@@ -126,8 +126,7 @@ class FocalSoftLabel(LogitImitation):
         iou = largest_iou(self._where(student, targets), pad_objects(gt)[0])
         iou = iou.where(valid & (iou > self.min_iou), 0.0)
         total = iou.sum().clamp(min=1)
-        origin = boxes.new_zeros(2)
-        giou = giou_loss_of_distances(*(distances_to_boxes(origin, b) for b in (boxes, targets)))
+        giou = giou_loss_of_distances(*(distances_from_origin(b) for b in (boxes, targets)))
         near = iou > 0
         losses = {
             "loss_soft_cls": self.cls_weight * focal_kl(x, y, self.gamma).sum() / total,

@@ -7,12 +7,7 @@ import torch
 from torch import Tensor
 
 from kd_d2.modeling.detectors.gaussian_mixture import fit_two_gaussians
-from kd_d2.modeling.detectors.paa_targets import PreAssignment
-
-
-def groups_of(pre: PreAssignment) -> tuple[Tensor, int]:
-    """The group (P,) of each pre-assigned anchor, and how many groups there may be."""
-    return pre.object * pre.num_levels + pre.level, pre.num_objects * pre.num_levels
+from kd_d2.modeling.detectors.paa_targets import PreAssignment, rank_in_groups
 
 
 def std_over_mean(costs: Tensor, group: Tensor, num_groups: int) -> Tensor:
@@ -54,13 +49,10 @@ def fisher_score(costs: Tensor, group: Tensor, num_groups: int) -> Tensor:
     >>> bool(score[0] > score[1])
     True
     """
-    order = costs.argsort(stable=True)
-    order = order[group[order].argsort(stable=True)]
-    costs, group = costs[order], group[order]
-    rank = torch.arange(len(costs), device=costs.device) - torch.searchsorted(group, group)
+    order, rank = rank_in_groups(costs, group)
     width = int(rank.max()) + 1 if len(rank) else 1
     table = costs.new_full((num_groups, width), torch.inf).double()
-    table[group, rank] = costs.double()
+    table[group[order], rank] = costs[order].double()
     present = table.isfinite()
     fit = fit_two_gaussians(table.where(present, 0.0), present)
     distance = (fit.means[:, 1] - fit.means[:, 0]) ** 2
@@ -87,7 +79,7 @@ def choose_costs(
     Returns:
         costs (P,); which groups (G,) are the second network's.
     """
-    group, num_groups = groups_of(pre)
+    group, num_groups = pre.group, pre.num_groups
     score = SWITCHES[switch]
     better = score(others, group, num_groups) >= score(own, group, num_groups)
     count = _sum(torch.ones_like(own), group, num_groups)
