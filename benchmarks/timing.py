@@ -53,7 +53,8 @@ class PartMeter:
     """Splits a distiller's forward pass into student, teacher, second pass, regions, and heads.
 
     It reads a counter (a clock, or FLOPs so far) whenever the distiller enters and leaves a part.
-    What the wiring does between the parts is ``rest``.
+    What the wiring does between the parts is ``rest``; of two networks that learn together, their
+    labels and losses, too.
     """
 
     PARTS = ("student", "teacher", "second head pass", "regions", "adapter + loss", "rest")

@@ -68,10 +68,8 @@ class CoLearningDistiller(Distiller):
         return {**super().from_config(cfg), "switch": cfg.MODEL.KD.COLAD.SWITCH}
 
     def both_views(self, batched_inputs, gt) -> tuple[DetectorView, DetectorView]:
-        views = (
-            self.stages.run(batched_inputs, self._student_request, gt),
-            self.teacher(batched_inputs, gt),
-        )
+        student = self.stages.run(batched_inputs, self._student_request, gt)
+        views = student, self.teach(batched_inputs, gt, student)
         sides = self.stages, self.teacher.stages
         assignment = self.share_labels(views, gt)
         for stages, view, suffix in zip(sides, views, ("", ".peer"), strict=True):
