@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pictures of what a trained distiller's teacher teaches: features, attention, detections.
+"""Pictures of what a trained distiller's teacher teaches: features, attention, detections, labels.
 
     python tools/visualize_distillation.py --config-file output/lgd/config.yaml \\
         --weights output/lgd/model_final.pth --output output/lgd/pictures

@@ -39,6 +39,8 @@ class Distiller(nn.Module):
     """
 
     has_teacher_inference = True
+    # Whether others have a say in which anchors of the student learn what; see label_choices
+    shares_labels = False
 
     @configurable
     def __init__(
@@ -230,6 +232,16 @@ class Distiller(nn.Module):
         """The teacher's view; its ``losses`` are trained together with the student's."""
         return self.teacher(batched_inputs, gt, student)
 
+    def label_choices(
+        self, student: DetectorView, teacher: DetectorView, gt: list[Instances]
+    ) -> dict[str, list[Tensor]]:
+        """Whose choice -> labels (R,) of each image, where this ``shares_labels``; for pictures.
+
+        Args:
+            student, teacher: views with predictions.
+        """
+        return {}
+
     def inference(self, batched_inputs: list[dict], teacher: bool = False) -> list[dict]:
         """Detections of the student or, on request, of the teacher.
 
@@ -298,6 +310,10 @@ def _united(*parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class FrozenTeacherDistiller(Distiller):
     """A trained detector teaches the student; only the heads compare the two."""
 
+    @property
+    def shares_labels(self) -> bool:
+        return self.assign_by_teacher
+
     def both_views(self, batched_inputs, gt):
         if not self.assign_by_teacher:
             return super().both_views(batched_inputs, gt)
@@ -314,6 +330,13 @@ class FrozenTeacherDistiller(Distiller):
         view.losses = {}
         view.stages = getattr(self.teacher, "stages", None)
         return view
+
+    def label_choices(self, student, teacher, gt):
+        sides = (self.stages, student), (self.teacher.stages, teacher)
+        own, others = (s.assign(v.images, v.features, v.predictions, gt) for s, v in sides)
+        taught = translate_labels(others, self.stages, self.teacher.stages)
+        # the last labels are those of the boxes
+        return {"positive for the student": own[-2], "for the teacher: learned": taught[-2]}
 
     def teacher_inference(self, batched_inputs: list[dict]) -> list[dict]:
         return self.teacher.inference(batched_inputs)

@@ -10,7 +10,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from kd_d2.modeling.distill_heads import pair_levels
-from kd_d2.modeling.views import DetectorView, ViewRequest
+from kd_d2.modeling.views import DetectorView, Stage, ViewRequest
 from kd_d2.visualization.channel_energy import feature_energy
 from kd_d2.visualization.principal_components import fit_basis, to_colors
 
@@ -46,21 +46,26 @@ class FeatureTile:
 
 
 def run_both(
-    distiller: nn.Module, x: dict, gt: list[Instances] | None, with_teacher: bool = True
+    distiller: nn.Module,
+    x: dict,
+    gt: list[Instances] | None,
+    with_teacher: bool = True,
+    stage: Stage = Stage.FEATURES,
 ) -> tuple[DetectorView, DetectorView | None]:
-    """The student's and the teacher's views of an image, not beyond their features."""
-    student = distiller.stages.run([x], ViewRequest())
+    """The student's and the teacher's views of an image, not beyond ``stage``."""
+    request = ViewRequest(stage)
+    student = distiller.stages.run([x], request)
     if not with_teacher:
         return student, None
-    with _only_features(distiller.teacher):
+    with _asked(distiller.teacher, request):
         return student, distiller.teacher([x], gt, student)
 
 
 @contextlib.contextmanager
-def _only_features(teacher: nn.Module) -> Iterator[None]:
-    """While open, nothing is asked of the teacher that would need ground truth of it."""
+def _asked(teacher: nn.Module, only: ViewRequest) -> Iterator[None]:
+    """While open, nothing else is asked of the teacher, and so no ground truth of it."""
     request = teacher.request  # the distiller has set it
-    teacher.request = ViewRequest()
+    teacher.request = only
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ import torch
 from detectron2.data.detection_utils import convert_image_to_rgb
 from torch import Tensor, nn
 
-from kd_d2.modeling.views import DetectorView
+from kd_d2.modeling.views import DetectorView, Stage
 from kd_d2.visualization.attention import Relations
 from kd_d2.visualization.detections import Boxes2D, labelled_boxes, predicted_boxes
 from kd_d2.visualization.level_features import (
@@ -20,6 +20,7 @@ from kd_d2.visualization.level_features import (
 )
 from kd_d2.visualization.level_matches import LevelMatches, level_matches
 from kd_d2.visualization.naming import ClassNames
+from kd_d2.visualization.positives import Positives, positives
 
 
 @dataclass
@@ -32,7 +33,9 @@ class Observation:
         tiles: level name -> pictures.
         relations: None if the teacher relates no objects.
         matches: None if no head weighs levels against each other.
+        positives: whose anchors learn what; empty if the student's labels are its own.
         teacher: the teacher's detections, None if there are none to be had.
+        role: what the teacher is.
         notes: sentences that say what is missing, and why.
     """
 
@@ -42,14 +45,21 @@ class Observation:
     student: Boxes2D
     tiles: dict[str, list[FeatureTile]]
     teacher: Boxes2D | None = None
+    role: str = "teacher"
     relations: Relations | None = None
     matches: LevelMatches | None = None
+    positives: list[Positives] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def teacher_features_name(teacher: nn.Module) -> str:
     """What the teacher's features are called; a teacher may say so in ``features_name``."""
     return getattr(teacher, "features_name", "teacher")
+
+
+def teacher_role(teacher: nn.Module) -> str:
+    """What the teacher is; it may say so in ``role``."""
+    return getattr(teacher, "role", "teacher")
 
 
 def reads_labels(teacher: nn.Module) -> bool:
@@ -91,7 +101,9 @@ def observe(
     teacher, labelled = distiller.teacher, "instances" in x
     has_teacher = labelled or not reads_labels(teacher)
     gt = [x["instances"].to(distiller.device)] if labelled else None
-    student, view = run_both(distiller, x, gt, with_teacher=has_teacher)
+    shares_labels = labelled and distiller.shares_labels
+    stage = Stage.PREDICTIONS if shares_labels else Stage.FEATURES
+    student, view = run_both(distiller, x, gt, has_teacher, stage)
     levels = level_features(distiller, student, view)
     relations = _relations(teacher, x, gt, student)
     kind, notes = type(teacher).__name__, []
@@ -116,12 +128,15 @@ def observe(
             level: feature_tiles(f, style, teacher_features_name(teacher))
             for level, f in levels.items()
         },
+        role=teacher_role(teacher),
         relations=relations,
         notes=notes,
     )
     if view is not None:
         boxes = (shown.truth or shown.student).boxes
         shown.matches = level_matches(distiller, student, view, boxes, labelled, objects)
+    if shares_labels:
+        shown.positives = positives(distiller, student, view, gt)
     if has_teacher and distiller.has_teacher_inference:
         shown.teacher = _detections(distiller, x, threshold, limit, teacher=True)
         names.rename_teachers(shown.teacher)

@@ -80,6 +80,12 @@ _LEGENDS = {
         "teacher's feature is from. Numbers are those of the ground truth or, without labels, of "
         "the student's detections, the surest first.",
     ),
+    "positives": (
+        "Whose anchors learn what",
+        "A dot is the centre of an anchor that learns the object of its colour; the coarser its "
+        "level, the larger the dot. By what the student predicts, by what the other network does, "
+        "and where they learn together the labels of both.",
+    ),
 }
 
 
@@ -131,6 +137,7 @@ class PicturePage:
         common = set.intersection(*all_notes)
         legends = ["boxes", self.style]
         legends += ["attention"] * any(e.shown.relations is not None for e in self._entries)
+        legends += ["positives"] * any(e.shown.positives for e in self._entries)
         legends += ["matches"] * any(e.shown.matches is not None for e in self._entries)
         text = _PAGE.format(
             title=html.escape(title),
@@ -160,7 +167,7 @@ class PicturePage:
         if shown.truth is not None:
             names = [self.look.names[c] for c in shown.truth.classes]
             columns["ground truth"] = [f"{i} {name}" for i, name in enumerate(names, 1)]
-        for title, found in (("student", shown.student), ("teacher", shown.teacher)):
+        for title, found in (("student", shown.student), (shown.role, shown.teacher)):
             if found is not None:
                 columns[title] = [
                     f"{self.look.names[c]} {100 * s:.0f} %"

@@ -19,6 +19,7 @@ from kd_d2.visualization.level_features import FeatureTile
 from kd_d2.visualization.level_matches import draw_level_matches
 from kd_d2.visualization.naming import ClassNames
 from kd_d2.visualization.observation import Observation
+from kd_d2.visualization.positives import draw_positives
 
 DPI = 110
 _LARGE, _GAP, _EDGE = 2.7, 0.1, 0.08
@@ -63,6 +64,7 @@ class _Strip:
         # Feature tiles of one column are as high as a large tile together.
         self.small = min(_LARGE / most - _CAPTION, 1.2)
         self.height = _HEAD + _TITLE + _LARGE + _CAPTION + _FOOT
+        self.count = len(look.names)
         self.x = _EDGE
         self.figure = Figure(dpi=DPI, facecolor="white")
         self.canvas = FigureCanvasAgg(self.figure)
@@ -76,8 +78,9 @@ class _Strip:
             self._boxes("image (no labels)", _nothing(), [])
         self._boxes("student's detections", shown.student, self._scores(shown.student))
         if shown.teacher is not None:
-            title = "teacher's detections"
-            self._boxes(title, shown.teacher, self._scores(shown.teacher))
+            self._boxes(f"{shown.role}'s detections", shown.teacher, self._scores(shown.teacher))
+        for choice in shown.positives:
+            draw_positives(self._large(choice.title), shown.image, shown.truth, choice, self.count)
         if shown.relations is not None:
             self._attention()
         if shown.matches is not None:
@@ -89,7 +92,7 @@ class _Strip:
 
     def _width(self) -> float:
         shown = self.shown
-        large = 2 + (shown.teacher is not None)
+        large = 2 + (shown.teacher is not None) + len(shown.positives)
         width = 2 * _EDGE + large * (_LARGE + _GAP)
         matrices = (shown.relations is not None) + (shown.matches is not None)
         width += matrices * (_LARGE + _MATRIX_NAMES * 0.5 + _GAP)
@@ -103,17 +106,21 @@ class _Strip:
         return self.figure.add_axes((x / w, 1 - (top + height) / h, width / w, height / h))
 
     def _boxes(self, title: str, found: Boxes2D, labels: list[str]) -> None:
-        axes = self._axes(self.x, _HEAD + _TITLE, _LARGE, _LARGE)
+        axes = self._large(title)
         truth = self.shown.truth
         right = None
         if truth is not None and found is not truth:
             right = is_right(found, truth)
-        count = len(self.look.names)
-        draw(axes, self.shown.image, found, count, right)
-        colors = [class_color(c, count) for c in found.classes]
+        draw(axes, self.shown.image, found, self.count, right)
+        colors = [class_color(c, self.count) for c in found.classes]
         place_labels(axes, list(zip(map(tuple, found.boxes), labels, colors, strict=True)))
+
+    def _large(self, title: str) -> Axes:
+        """The next place for the whole image."""
+        axes = self._axes(self.x, _HEAD + _TITLE, _LARGE, _LARGE)
         axes.set_title(title, fontsize=8, pad=3)
         self.x += _LARGE + _GAP
+        return axes
 
     def _numbers(self, truth: Boxes2D) -> list[str]:
         return [str(i + 1) for i in range(len(truth.boxes))]
@@ -196,11 +203,10 @@ class _Strip:
         self._text(_EDGE, 0.04, self.shown.name, 8, ha="left", va="top", weight="bold")
         found = [self.shown.truth, self.shown.student, self.shown.teacher]
         classes = sorted({int(c) for x in found if x is not None for c in x.classes})
-        count = len(self.look.names)
         keys = []
         if len(classes) <= _MOST_KEYS:
             keys = [
-                Line2D([], [], color=class_color(c, count), lw=3, label=self.look.names[c])
+                Line2D([], [], color=class_color(c, self.count), lw=3, label=self.look.names[c])
                 for c in classes
             ]
         if self.shown.truth is not None:

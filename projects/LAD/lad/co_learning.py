@@ -29,6 +29,8 @@ class CoLearningDistiller(Distiller):
     views, as with any teacher, but their losses train both networks.
     """
 
+    shares_labels = True
+
     @configurable
     def __init__(self, *, switch: str = "std_mean", **common):
         """
@@ -98,6 +100,13 @@ class CoLearningDistiller(Distiller):
         chosen, by_peer = choose_costs(*costs, pre, self.switch)
         _log(pre, costs, by_peer)
         return student.detector.select(pre, chosen)
+
+    def label_choices(self, student, teacher, gt):
+        sides = (self.stages, student), (self.teacher.stages, teacher)
+        own, others = (s.assign(v.images, v.features, v.predictions, gt)[0] for s, v in sides)
+        shared, _ = self.share_labels((student, teacher), gt)
+        titles = "positive for the student", "for the peer", "shared: learned"
+        return dict(zip(titles, (own, others, shared), strict=True))
 
     def teacher_inference(self, batched_inputs: list[dict]) -> list[dict]:
         return self.teacher.inference(batched_inputs)

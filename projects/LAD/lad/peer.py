@@ -22,6 +22,8 @@ class Peer(nn.Module):
     State dict: ``detector.*`` with the detector's own names.
     """
 
+    role = features_name = "peer"  # in pictures
+
     @configurable
     def __init__(self, *, detector: nn.Module, flip_channels: bool = False, weights: str = ""):
         """
