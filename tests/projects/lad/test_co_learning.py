@@ -123,6 +123,33 @@ def test_two_optimisers_with_settings_of_their_own(build):
     assert {g["lr"] for g in optimizer.parts["student"].param_groups} == {cfg.SOLVER.BASE_LR}
 
 
+def test_with_equal_settings_they_are_one_optimiser(build, random_batch, storage):
+    """As the authors have it: one optimiser of all parameters."""
+    cfg = colad_cfg()
+    cfg.SOLVER.BASE_LR = 0.002
+    weights = []
+    for build_one in (build_optimizer, lambda cfg, model: build_optimizer(cfg, Together(model))):
+        torch.manual_seed(0)
+        model = build(cfg).train()
+        optimizer = build_one(cfg, model)
+        for _ in range(3):
+            optimizer.zero_grad()
+            sum(model(random_batch()).values()).backward()
+            optimizer.step()
+        weights.append(model.state_dict())
+    assert not isinstance(optimizer, JointOptimizer)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], msg=name)
+
+
+class Together(torch.nn.Module):
+    """A distiller whose networks nobody tells apart."""
+
+    def __init__(self, distiller):
+        super().__init__()
+        self.all = distiller
+
+
 def test_the_peer_begins_with_its_own_weights(tmp_path, build):
     register_few(tmp_path / "data")
     cfg = run_cfg(colad_cfg(), tmp_path / "run")
