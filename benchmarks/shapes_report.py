@@ -39,6 +39,8 @@ TITLES = {
     "lad": "LAD",
     "solad": "SoLAD",
     "colad": "CoLAD",
+    "colad_fisher": "CoLAD, Fisher's score",
+    "colad_self": "CoLAD of two equal networks",
 }
 
 

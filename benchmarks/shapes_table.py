@@ -65,15 +65,20 @@ HEADS = {
 CONFIGS |= dict.fromkeys(HEADS, "configs/quickstart/pkd_{}.yaml")
 _OF_REGIONS = ("roifi", "sgfi", "ckd", "sgfi_ckd", "gdetkd")
 CONFIGS |= dict.fromkeys(_OF_REGIONS, "configs/quickstart/gdetkd_{}.yaml")
-CONFIGS |= {x: f"configs/quickstart/{x}_{{}}.yaml" for x in ("kd", "lad", "solad", "colad")}
+CONFIGS |= {x: f"configs/quickstart/{x}_{{}}.yaml" for x in ("kd", "lad", "solad")}
+_CO_LEARNING = ("colad", "colad_fisher", "colad_self")
+CONFIGS |= dict.fromkeys(_CO_LEARNING, "configs/quickstart/colad_{}.yaml")
 # What else they set: the student begins with its teacher's neck and head, as in PGD's paper
 _INHERITING = {"MODEL.KD.INHERIT": "['neck', 'head']"}
+_BOTH_EVALUATED = {"MODEL.KD.EVAL_TEACHER": "True"}
 _SETTINGS = {
     "inherit": _INHERITING | {"MODEL.KD.HEAD_WEIGHTS": "[0.0]"},
     "pgd_inherit": _INHERITING,
     "roifi": {"MODEL.KD.SGFI.MATCHING": "assigned"},
     "gdetkd": {"MODEL.KD.INHERIT": "['box_head']"},
-    "colad": {"MODEL.KD.EVAL_TEACHER": "True"},
+    "colad": _BOTH_EVALUATED,
+    "colad_fisher": _BOTH_EVALUATED | {"MODEL.KD.COLAD.SWITCH": "fisher"},
+    "colad_self": _BOTH_EVALUATED | {"MODEL.KD.TEACHER.CONFIG_FILE": "''"},
 }
 # Steps relative to a plain one, until they are measured.
 _COSTS = dict.fromkeys(CONFIGS, 1.6) | {"plain": 1.0, "pkd": 1.4, "teacher": 2.0}

@@ -7,7 +7,9 @@ import shapes_table
 from shapes_report import draw_curves, draw_gains, mean_sd, summary
 from shapes_table import plan
 
-OF_LABELS = ("kd", "lad", "solad", "colad")  # by PAAs
+from kd_d2.engine import load_config
+
+OF_LABELS = ("kd", "lad", "solad", "colad", "colad_fisher", "colad_self")  # by PAAs
 
 
 @pytest.fixture(autouse=True)
@@ -253,3 +255,16 @@ def test_heads_differ_in_the_head_alone(tmp_path, capsys):
     assert "Left out: retinanet pgd. PGD (MODEL.KD.HEADS) needs" in capsys.readouterr().err
     plan(args(tmp_path, "--detectors", "fcos", "--methods", "gdetkd"))
     assert "Left out: fcos gdetkd. RoIClassKD (MODEL.KD.HEADS) reads" in capsys.readouterr().err
+
+
+def test_co_learning_differs_in_the_switch_and_in_the_peer(tmp_path):
+    methods = ["colad", "colad_fisher", "colad_self"]
+    usual, fisher, self_ = (
+        load_config(run.job.config, [x for kv in run.job.overrides.items() for x in kv])
+        for run in plan(args(tmp_path, "--detectors", "paa", "--seeds", "1", "--methods", *methods))
+    )
+    assert all(cfg.MODEL.KD.EVAL_TEACHER for cfg in (usual, fisher, self_))
+    switches = [cfg.MODEL.KD.COLAD.SWITCH for cfg in (usual, fisher, self_)]
+    assert switches == ["std_mean", "fisher", "std_mean"]
+    peers = [cfg.MODEL.KD.TEACHER.CONFIG_FILE for cfg in (usual, fisher, self_)]
+    assert peers[0] == peers[1] and peers[0] and peers[2] == ""
