@@ -77,13 +77,16 @@ def _add_distillation(cfg: CN) -> None:
     kd.FREEZE_BACKBONE = None
 
     teacher = kd.TEACHER = CN()
-    # A name in TEACHER_REGISTRY: "Frozen" (any trained detector), "LabelEncoder" (LGD).
+    # A name in TEACHER_REGISTRY: "Frozen" (any trained detector), "LabelEncoder" (LGD), "Peer" (a
+    # detector that is trained beside the student, CoLAD).
     teacher.NAME = ""
     # Frozen: the teacher's config, a file, a name in Detectron2's model zoo such as
     # "COCO-Detection/retinanet_R_101_FPN_3x.yaml", or one in ours such as
-    # "kd_d2://coco/faster_rcnn_x101_3x". It is never merged with the student's.
+    # "kd_d2://coco/faster_rcnn_x101_3x". It is never merged with the student's. Peer: likewise, or
+    # empty for a second network of the student's config.
     teacher.CONFIG_FILE = ""
     # Frozen: its weights (file, https://, detectron2://). Empty with a config of a zoo: its own.
+    # Peer: what it begins with. Empty: the MODEL.WEIGHTS of its config.
     teacher.WEIGHTS = ""
     # Frozen: accept a file that does not fill the whole teacher. Off, because a teacher that is
     # half at random teaches noise, silently.
