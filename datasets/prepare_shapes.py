@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Generate the built-in data set before its first use, and look at it.
+"""Generate the built-in data sets before their first use, and look at them.
 
-python datasets/prepare_shapes.py                      # all splits, under DETECTRON2_DATASETS
+python datasets/prepare_shapes.py                      # all of shapes, under DETECTRON2_DATASETS
 python datasets/prepare_shapes.py --sheet shapes.png   # and a contact sheet of shapes_val
+python datasets/prepare_shapes.py shapes_shifted_val --sheet-of shapes_shifted_val --sheet a.png
 """
 
 import argparse

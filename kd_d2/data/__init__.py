@@ -4,6 +4,7 @@ from .builtin import register_shapes
 from .mappers import AnnotatedTestMapper, RobustDatasetMapper, build_annotated_test_mapper
 from .requirements import check_datasets, check_num_classes
 from .shapes import ensure_split
+from .subsets import register_subset, subset
 
 __all__ = [
     "AnnotatedTestMapper",
@@ -13,4 +14,6 @@ __all__ = [
     "check_num_classes",
     "ensure_split",
     "register_shapes",
+    "register_subset",
+    "subset",
 ]

@@ -1,5 +1,6 @@
 """Registers the built-in data sets under DETECTRON2_DATASETS, by default ./datasets."""
 
+import itertools
 import os
 from functools import partial
 
@@ -9,8 +10,9 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import NativePathHandler
 
 from .crowdhuman import register_crowdhuman
-from .shapes import SPLITS, ensure_split, split_folder
+from .shapes import SPLITS, ensure_split, is_labeled, split_folder
 from .shapes_render import CLASSES
+from .subsets import PERCENTAGES, SEEDS, hide_labels, register_subset
 
 __all__ = ["register_shapes"]
 
@@ -37,11 +39,7 @@ class _GeneratingPathHandler(NativePathHandler):
 def _load(name: str, arguments: dict) -> list[dict]:
     folder = ensure_split(**arguments)
     records = load_coco_json(str(folder / "annotations.json"), str(folder / "images"), name)
-    if arguments["split"] == "unlabeled":
-        # An empty list would say "there is nothing on this image".
-        for record in records:
-            del record["annotations"]
-    return records
+    return records if is_labeled(arguments["split"]) else hide_labels(records)
 
 
 def register_shapes(
@@ -79,3 +77,6 @@ def register_shapes(
 _ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 register_shapes(_ROOT)
 register_crowdhuman(_ROOT)
+_DIVIDED = ("shapes_train", "shapes_shifted_train", "coco_2017_train")
+for _choice in itertools.product(_DIVIDED, PERCENTAGES, SEEDS):
+    register_subset(*_choice)

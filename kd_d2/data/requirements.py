@@ -74,11 +74,14 @@ def _alternatives(name: str) -> str:
     nearest = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
     if nearest:
         return f"did you mean {' or '.join(nearest)}"
-    return f"known are {', '.join(known)}"
+    whole = [name for name in known if not MetadataCatalog.get(name).get("subset_of")]
+    return f"known are {', '.join(whole)}"
 
 
 def _missing_files(name: str) -> str | None:
     metadata = MetadataCatalog.get(name)
+    if metadata.get("subset_of"):
+        return _missing_files(metadata.subset_of)
     json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
     # Data sets without a JSON file are loaded in their own way and say themselves what they lack.
     if metadata.get("generated", False) or not json_file or not image_root:

@@ -1,4 +1,7 @@
-"""The built-in data set `shapes` on disk: generated at first use, then checked at each use.
+"""The built-in data sets on disk: generated at first use, then checked at each use.
+
+`shapes` and `shapes_shifted` have the same classes, sizes and numbers of objects, and differ in
+their look (see `shapes_look`).
 
 A split is a folder `<root>/shapes_v<version>/<split>` with `images/`, `annotations.json` and
 `manifest.json`. It is written beside and then renamed, so it is there whole or not at all.
@@ -20,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .shapes_look import PLAIN, SHIFTED
 from .shapes_outlines import polygon_area
 from .shapes_render import CLASSES, SceneObject, render_scene
 
@@ -30,14 +34,22 @@ __all__ = [
     "SPLITS",
     "VERSION",
     "ensure_split",
+    "is_labeled",
     "split_folder",
 ]
 
 VERSION = 1  # raise it whenever a pixel or a number of the data set changes
 SEED = 0
 IMAGE_SIDE = 96
-SPLITS = {"train": 2000, "val": 400, "unlabeled": 1000}
-"""Split name -> number of images."""
+SPLITS = {
+    "train": 2000,
+    "val": 400,
+    "unlabeled": 1000,
+    "shifted_train": 2000,
+    "shifted_val": 400,
+    "shifted_unlabeled": 1000,
+}
+"""Split name -> number of images. The order is that of the random seeds and image ids."""
 
 _SPLIT_CODES = {name: code for code, name in enumerate(SPLITS)}
 _ZLIB_RLE = 3
@@ -48,6 +60,11 @@ logger = logging.getLogger(__name__)
 
 class DataSetError(ValueError):
     """The built-in data cannot be written, or is damaged."""
+
+
+def is_labeled(split: str) -> bool:
+    """Whether a split tells what is on its images."""
+    return not split.endswith("unlabeled")
 
 
 def split_folder(root: str | os.PathLike, split: str, prefix: str = "shapes") -> Path:
@@ -190,11 +207,12 @@ def _draw(
 ) -> None:
     """Write the images of these numbers, and their objects to `part-<first number>.json`."""
     labels = {}
+    look = SHIFTED if split.startswith("shifted") else PLAIN
     for done, index in enumerate(indices, 1):
         if parent is not None and os.getppid() != parent:
             return  # killed: nobody waits for the rest
         rng = np.random.default_rng([VERSION, SEED, _SPLIT_CODES[split], index])
-        image, objects = render_scene(rng, IMAGE_SIDE)
+        image, objects = render_scene(rng, IMAGE_SIDE, look)
         # On noisy images deflate's run-length strategy is faster than the usual one, and no worse.
         path = folder / "images" / _file_name(split, index)
         Image.fromarray(image).save(path, compress_type=_ZLIB_RLE)
@@ -233,7 +251,7 @@ def _coco(split: str, labels: list[list[dict]]) -> dict:
             for index in range(len(labels))
         ],
     }
-    if split != "unlabeled":  # like COCO's own image lists without labels: no such key at all
+    if is_labeled(split):  # like COCO's own image lists without labels: no such key at all
         flat = [
             (first_id + index, thing) for index, things in enumerate(labels) for thing in things
         ]

@@ -4,6 +4,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
+from kd_d2.data.shapes_look import _contrasting_color, paint
 from kd_d2.data.shapes_outlines import (
     CLASS_OUTLINES,
     CLUTTER_OUTLINES,
@@ -11,14 +12,7 @@ from kd_d2.data.shapes_outlines import (
     polygon_area,
     pose,
 )
-from kd_d2.data.shapes_render import (
-    CLASSES,
-    MIN_VISIBLE,
-    SIDE_RANGE,
-    _contrasting_color,
-    paint,
-    render_scene,
-)
+from kd_d2.data.shapes_render import CLASSES, MIN_VISIBLE, SIDE_RANGE, render_scene
 
 
 def _coco_mask(polygon, side):
