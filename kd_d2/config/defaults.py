@@ -121,6 +121,23 @@ def _add_solver(cfg: CN) -> None:
 
 
 def _add_data(cfg: CN) -> None:
+    # What a training makes of labels that a detector has made. Others weigh 1.
+    weights = cfg.MODEL.LABEL_WEIGHTS = CN()
+    # Count each box by its "weight" in the annotations.
+    weights.ENABLED = False
+    # Weighted losses are divided by the "count" of boxes or regions, as without weights; or by the
+    # "weight_sum" of the positives (of R-CNNs' class loss: of all regions), which changes the
+    # effective learning rate.
+    weights.NORMALIZE = "count"
+    # Which boxes of a detector train the box losses: "all"; "reliable", those that it found in the
+    # mirrored image, too ("box_agreement" in the annotations), with at least this IoU; "none".
+    weights.BOX_LOSS = "all"
+    weights.LEAST_AGREEMENT = 0.7
+    # Leave background out that lies on what may be an object ("ignore" in the annotations), by so
+    # much of the anchor's or region's own area. False: such annotations are passed over.
+    weights.IGNORE = False
+    weights.IGNORE_OVERLAP = 0.5
+
     # An image of the training set that cannot be read: "raise" stops with its name; "skip" logs it
     # once and trains on another image instead (up to 100 files).
     cfg.DATALOADER.ON_BAD_IMAGE = "raise"

@@ -40,6 +40,7 @@ def without_unused_nodes(cfg: CfgNode) -> CfgNode:
     from kd_d2.config.names import detector_node
     from kd_d2.modeling.detectors import NODES
     from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY
+    from kd_d2.modeling.label_weights import LabelWeights
 
     used = cfg.clone()
     used.defrost()
@@ -48,6 +49,8 @@ def without_unused_nodes(cfg: CfgNode) -> CfgNode:
     for node in NODES:
         if node != own:
             del model[node]
+    if LabelWeights.from_config(cfg) is None:
+        del model["LABEL_WEIGHTS"]
     if not (is_distiller(cfg) and cfg.MODEL.KD.ENABLED):
         del model["KD"]
         return used

@@ -283,6 +283,14 @@ VALUES: dict[str, dict[str, Rule]] = {
         "OBJECTNESS": one_of("none", "cop", "iop"),
         "SCORE_VOTING": truth,
     },
+    "MODEL.LABEL_WEIGHTS": {
+        "ENABLED": truth,
+        "NORMALIZE": one_of("count", "weight_sum"),
+        "BOX_LOSS": one_of("all", "reliable", "none"),
+        "LEAST_AGREEMENT": share,
+        "IGNORE": truth,
+        "IGNORE_OVERLAP": share,
+    },
     "MODEL.KD": {
         "ENABLED": truth,
         "STUDENT": text,

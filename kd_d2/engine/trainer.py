@@ -15,7 +15,9 @@ from kd_d2.config.check import check_config
 from kd_d2.config.student import is_distiller, student_config
 from kd_d2.data.mappers import RobustDatasetMapper
 from kd_d2.data.requirements import check_datasets, check_num_classes
+from kd_d2.data.weighted_labels import WeightedLabelMapper
 from kd_d2.modeling.inheritance import inherit
+from kd_d2.modeling.label_weights import LabelWeights, weigh_labels
 from kd_d2.modeling.phases import phase_length
 from kd_d2.modeling.teachers import FrozenTeacher
 
@@ -78,6 +80,7 @@ class DistillationTrainer(DefaultTrainer):
         loader = self.build_train_loader(cfg)
         check_num_classes(cfg, student)  # some data sets tell their classes when they are read
         model = self.build_model(cfg)
+        weigh_labels(getattr(model, "student", model), cfg)
         # Before the model is wrapped and before any phase freezes a parameter
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = TrainLoop(self.wrap_model(model), loader, optimizer, amp_dtype(cfg))
@@ -190,7 +193,9 @@ class DistillationTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, mapper=None):
-        mapper = mapper or DatasetMapper(cfg, is_train=True)
+        if mapper is None:
+            weighs = LabelWeights.from_config(cfg) is not None
+            mapper = (WeightedLabelMapper if weighs else DatasetMapper)(cfg, is_train=True)
         mapper = RobustDatasetMapper(mapper, on_error=cfg.DATALOADER.ON_BAD_IMAGE)
         return data_loader.build_train_loader(cfg, mapper)
 

@@ -23,7 +23,7 @@ from kd_d2.modeling.detectors.fcos_targets import (
     giou_loss_of_distances,
     iou_of_distances,
 )
-from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
+from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus, weighted
 from kd_d2.modeling.detectors.one_square_anchor import (
     OneSquareAnchorDetector,
     add_anchor_keys,
@@ -121,6 +121,7 @@ class ATSS(OneSquareAnchorDetector):
         pred_deltas: list[Tensor],
         gt_boxes: list[Tensor],
         pred_quality: list[Tensor],
+        weights: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Focal loss, GIoU loss and the loss of the third output.
 
@@ -133,28 +134,31 @@ class ATSS(OneSquareAnchorDetector):
             pred_deltas: (N, R_l, 4) of each level.
             pred_quality: (N, R_l, 1) of each level.
             gt_labels, gt_boxes: as :meth:`label_anchors` returns them; negative labels are ignored.
+            weights: (N, R) factors of the anchors in the losses of classes, and of boxes.
         """
         logits, quality = (cat(x, dim=1).float() for x in (pred_logits, pred_quality))
         labels = torch.stack(gt_labels)  # (N, R)
         positive = (labels >= 0) & (labels != self.num_classes)
+        of_class, of_box = weights or (None, None)
         predicted, targets = self.box_distances(anchors, pred_deltas, gt_boxes, positive)
 
         if self.branch == "iou":
-            weights = positive.float()
+            shares = positive.float()
             quality_targets = iou_of_distances(predicted.detach(), targets)
         else:
-            weights = quality_targets = centerness_targets(targets) * positive
+            shares = quality_targets = centerness_targets(targets) * positive
         count = positive.sum(1).clamp(min=1).sum()
-        count, weight_sum = mean_over_gpus(torch.stack((count, weights.sum())))
+        count, weight_sum = mean_over_gpus(torch.stack((count, shares.sum())))
 
-        giou = (giou_loss_of_distances(predicted, targets) * weights).sum()
+        giou = weighted(giou_loss_of_distances(predicted, targets), of_box)
+        giou = (giou * shares).sum()
         giou = giou / (count if self.branch == "iou" else weight_sum)
         bce = F.binary_cross_entropy_with_logits(
             quality.squeeze(-1), quality_targets, reduction="none"
         )
-        bce = bce.where(positive, 0.0).sum() / count
+        bce = weighted(bce, of_box).where(positive, 0.0).sum() / count
         return {
-            "loss_cls": self.focal_loss(logits, labels) / count,
+            "loss_cls": self.focal_loss(logits, labels, of_class) / count,
             "loss_box_reg": self.box_loss_weight * giou,
             f"loss_{self.branch}": self.branch_loss_weight * bce,
         }

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
 from kd_d2.modeling.detectors.auto_assign_head import AutoAssignHead
@@ -26,7 +26,7 @@ from kd_d2.modeling.detectors.fcos_targets import (
     iou_of_distances,
     pad_objects,
 )
-from kd_d2.modeling.detectors.one_per_cell import add_common_keys, mean_over_gpus
+from kd_d2.modeling.detectors.one_per_cell import add_common_keys, mean_over_gpus, weighted
 from kd_d2.modeling.detectors.one_point import OnePointDetector
 
 
@@ -99,7 +99,12 @@ class AutoAssign(OnePointDetector):
         )
         probabilities = logits.sigmoid() * objectness.sigmoid()
         distances = distances.transpose(1, 2)
-        return self.losses(*self.locations(features), probabilities, distances, gt_instances)
+        points, strides = self.locations(features)
+        args = points, strides, probabilities, distances, gt_instances
+        if self.label_weights is None:
+            return self.losses(*args)
+        squares = Boxes.cat(self.anchor_generator(features)).tensor
+        return self.losses(*args, *self.label_weights.of_objects(squares, gt_instances))
 
     def losses(
         self,
@@ -108,6 +113,8 @@ class AutoAssign(OnePointDetector):
         probabilities: Tensor,
         distances: Tensor,
         gt_instances: list[Instances],
+        weights: Tensor | None = None,
+        counted: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Positive, negative and centre loss.
 
@@ -119,6 +126,8 @@ class AutoAssign(OnePointDetector):
             strides: (R,).
             probabilities: (N, K, R) of a class and of an object.
             distances: (N, R, 4) in pixels.
+            weights: (N, M) factors of the objects in the positive loss.
+            counted: (N, R), where the negative loss counts.
         """
         boxes, classes = pad_objects(gt_instances)
         boxes = boxes.float()
@@ -135,11 +144,14 @@ class AutoAssign(OnePointDetector):
         prior = centre_prior(points, strides, boxes, mean[classes], sigma[classes], inside)
         confidence = probabilities.gather(1, classes[..., None].expand_as(inside))
         confidence = confidence * torch.exp(-self.box_loss_weight * giou_losses)
-        weights = negative_weights(iou, inside, classes, self.num_classes)
+        shares = negative_weights(iou, inside, classes, self.num_classes)
+        if counted is not None:
+            shares = shares * counted[:, None]
 
         num_objects, prior_sum = mean_over_gpus(torch.stack((counts.sum(), prior.detach().sum())))
-        positive = positive_loss(confidence, prior).where(real, 0.0).sum() / num_objects
-        negative = negative_loss(probabilities, weights) / prior_sum
+        positive = weighted(positive_loss(confidence, prior), weights)
+        positive = positive.where(real, 0.0).sum() / num_objects
+        negative = negative_loss(probabilities, shares) / prior_sum
         return {
             "loss_pos": self.pos_loss_weight * positive,
             "loss_neg": self.neg_loss_weight * negative,

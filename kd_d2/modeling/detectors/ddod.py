@@ -24,7 +24,7 @@ from kd_d2.modeling.detectors.fcos_targets import (
     iou_of_distances,
     pad_objects,
 )
-from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
+from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus, weighted
 from kd_d2.modeling.detectors.one_square_anchor import add_anchor_keys, add_delta_keys
 from kd_d2.modeling.quality import probability_and_iou, quality_score
 
@@ -127,6 +127,19 @@ class DDOD(ATSS):
         box_labels, matched_boxes = labels_and_boxes(self.box_exponent)
         return list(cls_labels), list(box_labels), list(matched_boxes)
 
+    def weights_of_labels(self, anchors, answers, gt_boxes, gt):
+        """As of every detector; whose class an anchor learns is only known for its box, though.
+
+        So of the objects of its class, that counts with which the anchor has the largest IoU.
+        """
+        cls_labels, box_labels = answers
+        settings, squares = self.label_weights, Boxes.cat(anchors).tensor
+        args = box_labels, gt_boxes, self.positive(box_labels), gt
+        pair = settings.of_anchors(*args)
+        if pair is None:
+            return None
+        return settings.of_nearest(squares, cls_labels, self.positive(cls_labels), gt), pair[1]
+
     def losses(
         self,
         anchors: list[Boxes],
@@ -136,6 +149,7 @@ class DDOD(ATSS):
         pred_deltas: list[Tensor],
         gt_boxes: list[Tensor],
         pred_quality: list[Tensor],
+        weights: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Focal loss of one assignment, GIoU loss and the loss of the IoU output of the other.
 
@@ -149,7 +163,9 @@ class DDOD(ATSS):
             pred_quality: (N, R_l, 1) of each level.
             cls_labels, box_labels, gt_boxes: as :meth:`label_anchors` returns them; negative labels
                 are ignored.
+            weights: (N, R) factors of the anchors in the losses of classes, and of boxes.
         """
+        of_class, of_box = weights or (None, None)
         cls_labels, box_labels = torch.stack(cls_labels), torch.stack(box_labels)  # (N, R)
         cls_positive, positive = (
             (x >= 0) & (x != self.num_classes) for x in (cls_labels, box_labels)
@@ -158,16 +174,18 @@ class DDOD(ATSS):
         cls_count, count = mean_over_gpus(torch.stack(counts))
 
         sizes = [len(a) for a in anchors]
-        cls_weights = self._weights_of_levels(self.cls_positives, cls_positive, sizes)
+        of_levels = self._weights_of_levels(self.cls_positives, cls_positive, sizes)
+        by_level = [None] * len(sizes) if of_class is None else of_class.split(sizes, dim=1)
         focal = sum(
-            weight * self.focal_loss(x.float(), labels)
-            for weight, x, labels in zip(
-                cls_weights, pred_logits, cls_labels.split(sizes, dim=1), strict=True
+            weight * self.focal_loss(x.float(), labels, factors)
+            for weight, x, labels, factors in zip(
+                of_levels, pred_logits, cls_labels.split(sizes, dim=1), by_level, strict=True
             )
         )
 
-        weights = self._weights_of_levels(self.box_positives, positive, sizes)
-        weights = cat([w.expand(size) for w, size in zip(weights, sizes, strict=True)])  # (R,)
+        of_levels = self._weights_of_levels(self.box_positives, positive, sizes)
+        shares = cat([w.expand(size) for w, size in zip(of_levels, sizes, strict=True)])  # (R,)
+        shares = weighted(shares, of_box)
         predicted, targets = self.box_distances(anchors, pred_deltas, gt_boxes, positive)
         giou = giou_loss_of_distances(predicted, targets)
         bce = F.binary_cross_entropy_with_logits(
@@ -175,7 +193,7 @@ class DDOD(ATSS):
             iou_of_distances(predicted.detach(), targets),
             reduction="none",
         )
-        giou, bce = ((weights * x).where(positive, 0.0).sum() / count for x in (giou, bce))
+        giou, bce = ((shares * x).where(positive, 0.0).sum() / count for x in (giou, bce))
         return {
             "loss_cls": focal / cls_count,
             "loss_box_reg": self.box_loss_weight * giou,

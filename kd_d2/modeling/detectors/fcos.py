@@ -25,7 +25,7 @@ from kd_d2.modeling.detectors.fcos_targets import (
     match_points,
     pad_objects,
 )
-from kd_d2.modeling.detectors.one_per_cell import add_common_keys, mean_over_gpus
+from kd_d2.modeling.detectors.one_per_cell import add_common_keys, mean_over_gpus, weighted
 from kd_d2.modeling.detectors.one_point import OnePointDetector
 
 _BOX_LOSSES = {"giou": giou_loss_of_distances, "iou": iou_loss_of_distances}
@@ -152,6 +152,7 @@ class FCOS(OnePointDetector):
         pred_distances: list[Tensor],
         gt_boxes: list[Tensor],
         pred_centerness: list[Tensor],
+        weights: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Focal, box (weighted by centerness) and centerness loss, means over the positives.
 
@@ -164,12 +165,14 @@ class FCOS(OnePointDetector):
             pred_distances: (N, R_l, 4) of each level.
             pred_centerness: (N, R_l, 1) of each level.
             gt_labels, gt_boxes: as :meth:`label_anchors` returns them; negative labels are ignored.
+            weights: (N, R) factors of the anchors in the losses of classes, and of boxes.
         """
         logits, distances, centerness = (
             cat(x, dim=1).float() for x in (pred_logits, pred_distances, pred_centerness)
         )
         labels = torch.stack(gt_labels)  # (N, R)
         positive = (labels >= 0) & (labels != self.num_classes)
+        of_class, of_box = weights or (None, None)
 
         points = Boxes.cat(anchors).get_centers()
         targets = distances_to_boxes(points, torch.stack(gt_boxes).float())  # (N, R, 4)
@@ -183,7 +186,7 @@ class FCOS(OnePointDetector):
             centerness.squeeze(-1), ctr_targets, reduction="none"
         )
         return {
-            "loss_cls": self.focal_loss(logits, labels) / num_positive,
-            "loss_box_reg": (box * ctr_targets).sum() / ctr_sum,
-            "loss_centerness": bce.where(positive, 0.0).sum() / num_positive,
+            "loss_cls": self.focal_loss(logits, labels, of_class) / num_positive,
+            "loss_box_reg": (weighted(box, of_box) * ctr_targets).sum() / ctr_sum,
+            "loss_centerness": weighted(bce, of_box).where(positive, 0.0).sum() / num_positive,
         }

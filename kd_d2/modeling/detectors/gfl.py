@@ -26,7 +26,7 @@ from kd_d2.modeling.detectors.gfl_losses import (
     integral,
     quality_focal_loss,
 )
-from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus
+from kd_d2.modeling.detectors.one_per_cell import mean_over_gpus, weighted
 from kd_d2.modeling.detectors.one_square_anchor import OneSquareAnchorDetector, add_anchor_keys
 
 
@@ -95,6 +95,7 @@ class GFL(OneSquareAnchorDetector):
         gt_labels: list[Tensor],
         pred_bins: list[Tensor],
         gt_boxes: list[Tensor],
+        weights: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Quality focal loss, and the GIoU and the distribution focal loss of the positives.
 
@@ -106,13 +107,15 @@ class GFL(OneSquareAnchorDetector):
             pred_logits: (N, R_l, K) of each level.
             pred_bins: (N, R_l, 4 * B) of each level.
             gt_labels, gt_boxes: as :meth:`label_anchors` returns them; negative labels are ignored.
+            weights: (N, R) factors of the anchors in the losses of classes, and of boxes.
         """
         logits, bins = (cat(x, dim=1).float() for x in (pred_logits, pred_bins))
         labels = torch.stack(gt_labels)  # (N, R)
         positive = (labels >= 0) & (labels != self.num_classes)
-        weights = logits.detach().sigmoid().amax(-1) * positive
+        of_class, of_box = weights or (None, None)
+        shares = logits.detach().sigmoid().amax(-1) * positive
         count = positive.sum(1).clamp(min=1).sum()
-        count, weight_sum = mean_over_gpus(torch.stack((count, weights.sum())))
+        count, weight_sum = mean_over_gpus(torch.stack((count, shares.sum())))
 
         # distances in strides (N, R, 4)
         strides = cat(self.strides_of(anchors))[:, None]
@@ -125,9 +128,10 @@ class GFL(OneSquareAnchorDetector):
         quality = iou_of_distances(predicted.detach(), targets)
         one_hot = labels[..., None] == torch.arange(self.num_classes, device=labels.device)
         focal = quality_focal_loss(logits, quality[..., None] * one_hot, self.focal_loss_gamma)
-        focal = focal.sum(-1).where(labels >= 0, 0.0).sum()
-        giou = (giou_loss_of_distances(predicted, targets) * weights).sum()
-        dfl = (distribution_focal_loss(bins, targets).mean(-1) * weights).sum()
+        focal = weighted(focal.sum(-1), of_class).where(labels >= 0, 0.0).sum()
+        shares = weighted(shares, of_box)
+        giou = (giou_loss_of_distances(predicted, targets) * shares).sum()
+        dfl = (distribution_focal_loss(bins, targets).mean(-1) * shares).sum()
         return {
             "loss_cls": focal / count,
             "loss_box_reg": self.box_loss_weight * giou / weight_sum,

@@ -16,6 +16,8 @@ from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor, nn
 
+from kd_d2.modeling.label_weights import LabelWeights
+
 _FOCAL_LOSS = ("FOCAL_LOSS_ALPHA", "FOCAL_LOSS_GAMMA")
 
 
@@ -48,6 +50,8 @@ class OnePerCellDetector(DenseDetector):
     """
 
     assigns_by_predictions = False
+    # what labels of different weights count, see label_weights
+    label_weights: LabelWeights | None = None
 
     def __init__(
         self,
@@ -140,7 +144,35 @@ class OnePerCellDetector(DenseDetector):
         if self.assigns_by_predictions:  # not decoded where the labels are another network's
             by = (partial(self.decode_predictions, images, features, predictions),)
         *gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances, *by)
-        return self.losses(anchors, logits, *gt_labels, boxes, gt_boxes, *third)
+        if self.label_weights is None:
+            return self.losses(anchors, logits, *gt_labels, boxes, gt_boxes, *third)
+        gt_labels = self.leave_out(anchors, gt_labels, gt_instances)
+        weights = self.weights_of_labels(anchors, gt_labels, gt_boxes, gt_instances)
+        args = anchors, logits, *gt_labels, boxes, gt_boxes, *third
+        return self.losses(*args, **({} if weights is None else {"weights": weights}))
+
+    def leave_out(
+        self, anchors: list[Boxes], answers: list[list[Tensor]], gt: list[Instances]
+    ) -> list[list[Tensor]]:
+        """Each answer of :meth:`label_anchors` without background on what may be an object."""
+        squares, settings = Boxes.cat(anchors).tensor, self.label_weights
+        return [settings.leave_out(x, squares, self.num_classes, gt) for x in answers]
+
+    def weights_of_labels(
+        self,
+        anchors: list[Boxes],
+        answers: list[list[Tensor]],
+        gt_boxes: list[Tensor],
+        gt: list[Instances],
+    ) -> tuple[Tensor, Tensor] | None:
+        """Factors (N, R) of the losses of classes and of boxes; None if all count alike."""
+        (labels,) = answers
+        return self.label_weights.of_anchors(labels, gt_boxes, self.positive(labels), gt)
+
+    def positive(self, labels: list[Tensor]) -> Tensor:
+        """Which anchors (N, R) learn an object, by the labels (R,) of each image."""
+        labels = torch.stack(labels)
+        return (labels >= 0) & (labels != self.num_classes)
 
     def labels_and_boxes(
         self, index: Tensor, matched: Tensor, boxes: Tensor, classes: Tensor
@@ -157,18 +189,19 @@ class OnePerCellDetector(DenseDetector):
         labels = classes.gather(1, index).where(matched, self.num_classes)
         return labels, boxes.gather(1, index[..., None].expand(-1, -1, 4))
 
-    def focal_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def focal_loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Sum over the anchors that are not ignored.
 
         Args:
             logits: (N, R, K).
             labels: (N, R); the background is ``num_classes``, negative ones are ignored.
+            weights: (N, R) factors of the anchors.
         """
         one_hot = labels[..., None] == torch.arange(self.num_classes, device=labels.device)
         focal = sigmoid_focal_loss_jit(
             logits, one_hot.float(), alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
         )
-        return focal.sum(-1).where(labels >= 0, 0.0).sum()
+        return weighted(focal.sum(-1), weights).where(labels >= 0, 0.0).sum()
 
     def best_detections(
         self, image_size: tuple[int, int], candidates: list[tuple[Tensor, Tensor, Tensor]]
@@ -187,6 +220,11 @@ class OnePerCellDetector(DenseDetector):
             scores=scores[keep],
             pred_classes=classes[keep],
         )
+
+
+def weighted(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Values times weights of the same shape, or the values if there are none."""
+    return values if weights is None else values * weights
 
 
 def mean_over_gpus(values: Tensor, least: float = 1.0) -> Tensor:

@@ -23,6 +23,7 @@ from kd_d2.modeling.detectors.fcos_targets import (
     iou_of_distances,
     pad_objects,
 )
+from kd_d2.modeling.detectors.one_per_cell import weighted
 from kd_d2.modeling.detectors.one_square_anchor import (
     OneSquareAnchorDetector,
     add_anchor_keys,
@@ -225,6 +226,7 @@ class PAA(OneSquareAnchorDetector):
         pred_deltas: list[Tensor],
         gt_boxes: list[Tensor],
         pred_quality: list[Tensor] | None = None,
+        weights: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Focal loss, GIoU loss and the loss of the IoU output.
 
@@ -237,9 +239,11 @@ class PAA(OneSquareAnchorDetector):
             pred_deltas: (N, R_l, 4) of each level.
             gt_labels, gt_boxes: as :meth:`label_anchors` returns them; negative labels are ignored.
             pred_quality: (N, R_l, 1) of each level; None without an IoU branch.
+            weights: (N, R) factors of the anchors in the losses of classes, and of boxes.
         """
         labels = torch.stack(gt_labels)  # (N, R)
         positive = (labels >= 0) & (labels != self.num_classes)
+        of_class, of_box = weights or (None, None)
         count = positive.sum()
         squares = Boxes.cat(anchors).tensor
         deltas = cat(pred_deltas, dim=1).float().where(positive[..., None], 0.0)
@@ -247,13 +251,13 @@ class PAA(OneSquareAnchorDetector):
         predicted = decode_deltas(deltas, squares, self.bbox_reg_weights)
         predicted, targets = (distances_from_origin(x) for x in (predicted, targets))
         iou = iou_of_distances(predicted.detach(), targets)
-        giou = giou_loss_of_distances(predicted, targets)
+        giou = weighted(giou_loss_of_distances(predicted, targets), of_box)
         if self.box_loss_weighting == "iou" and self.has_iou_branch:
-            weights = iou.clamp(min=_LEAST_IOU_WEIGHT).where(positive, 0.0)
-            giou = (giou * weights).sum() / weights.sum().clamp(min=_LEAST_IOU_SUM)
+            shares = iou.clamp(min=_LEAST_IOU_WEIGHT).where(positive, 0.0)
+            giou = (giou * shares).sum() / shares.sum().clamp(min=_LEAST_IOU_SUM)
         else:
             giou = giou.where(positive, 0.0).sum() / count.clamp(min=1)
-        focal = self.focal_loss(cat(pred_logits, dim=1).float(), labels)
+        focal = self.focal_loss(cat(pred_logits, dim=1).float(), labels, of_class)
         losses = {
             "loss_cls": focal / count.clamp(min=len(labels)),
             "loss_box_reg": self.box_loss_weight * giou,
@@ -262,7 +266,7 @@ class PAA(OneSquareAnchorDetector):
             bce = F.binary_cross_entropy_with_logits(
                 cat(pred_quality, dim=1).float().squeeze(-1), iou, reduction="none"
             )
-            bce = bce.where(positive, 0.0).sum() / count.clamp(min=1)
+            bce = weighted(bce, of_box).where(positive, 0.0).sum() / count.clamp(min=1)
             losses["loss_iou"] = self.iou_loss_weight * bce
         return losses
 

@@ -1,0 +1,122 @@
+"""What trainings make of labels that weigh differently, and of objects that nobody is sure of.
+
+Symbols: N images, R anchors of all levels together.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import Instances
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .matching import has_weights, on_uncertain, weights_of, weights_of_nearest
+
+
+@dataclass(frozen=True)
+class LabelWeights:
+    """See the config node ``MODEL.LABEL_WEIGHTS``."""
+
+    use_weights: bool = True
+    normalize: str = "count"
+    use_ignore: bool = False
+    overlap: float = 0.5
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "LabelWeights | None":
+        """None if all labels are to count alike, and all of them."""
+        node = cfg.MODEL.LABEL_WEIGHTS
+        weights = node.ENABLED or node.BOX_LOSS != "all"
+        if not (weights or node.IGNORE):
+            return None
+        return cls(weights, node.NORMALIZE, node.IGNORE, node.IGNORE_OVERLAP)
+
+    def leave_out(
+        self, labels: list[Tensor], boxes: Tensor, background: int, gt: list[Instances]
+    ) -> list[Tensor]:
+        """Labels (R,) of each image in which background on what may be an object is ignored, -1.
+
+        Args:
+            boxes: (R, 4) of the anchors.
+            background: its label.
+        """
+        if not self.use_ignore:
+            return labels
+        return [
+            x.masked_fill((x == background) & on_uncertain(boxes, y, self.overlap), -1)
+            for x, y in zip(labels, gt, strict=True)
+        ]
+
+    def of_anchors(
+        self,
+        labels: list[Tensor],
+        gt_boxes: list[Tensor],
+        positive: Tensor,
+        gt: list[Instances],
+        classes: bool = True,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Factors (N, R) of the losses of classes and of boxes; None if all count alike.
+
+        Args:
+            labels, gt_boxes: of each image, (R,) and (R, 4), as ``label_anchors`` returns them.
+            positive: (N, R).
+            classes: whether labels tell classes apart.
+        """
+        if not (self.use_weights and has_weights(gt)):
+            return None
+        pairs = [
+            weights_of(b, x if classes else None, p, y)
+            for x, b, p, y in zip(labels, gt_boxes, positive, gt, strict=True)
+        ]
+        of_class, of_box = (torch.stack(x) for x in zip(*pairs, strict=True))
+        return (
+            self.normalised(of_class, positive, positive.sum()),
+            self.normalised(of_box, positive, positive.sum()),
+        )
+
+    def of_objects(self, boxes: Tensor, gt: list[Instances]) -> tuple[Tensor | None, Tensor | None]:
+        """For detectors that give no anchor a label: weights (N, M) of the objects in the losses.
+
+        Args:
+            boxes: (R, 4) of the anchors.
+
+        Returns:
+            weights, padded with 0, or None; which anchors (N, R) count as background, or None.
+        """
+        weights = counted = None
+        if self.use_weights and has_weights(gt):
+            weights = pad_sequence([*(x.gt_weights for x in gt), boxes.new_zeros(1)], True)[:-1]
+            real = weights > 0
+            weights = self.normalised(weights, real, real.sum())
+        if self.use_ignore:
+            uncertain = [on_uncertain(boxes, x, self.overlap) for x in gt]
+            counted = ~torch.stack(uncertain)
+        return weights, counted
+
+    def of_nearest(
+        self, anchors: Tensor, labels: list[Tensor], positive: Tensor, gt: list[Instances]
+    ) -> Tensor:
+        """Factors (N, R) of the losses of classes, where it is not known which boxes are learned.
+
+        Args:
+            anchors: (R, 4).
+            labels, positive: as of :meth:`of_anchors`.
+        """
+        pairs = zip(labels, positive, gt, strict=True)
+        weights = torch.stack([weights_of_nearest(anchors, x, p, y) for x, p, y in pairs])
+        return self.normalised(weights, positive, positive.sum())
+
+    def normalised(self, weights: Tensor, counted: Tensor, count: Tensor | int) -> Tensor:
+        """The weights, or in proportion to them factors whose sum over the counted is their number.
+
+        So losses that are divided by that number are divided by the sum of the weights instead.
+
+        Args:
+            weights, counted: equal shapes.
+            count: what the losses are divided by.
+        """
+        if self.normalize == "count":
+            return weights
+        total = weights.where(counted, 0.0).sum()
+        return weights * (count / total.clamp(min=1e-6)).where(total > 0, 1.0)

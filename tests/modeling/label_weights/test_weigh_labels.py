@@ -1,0 +1,198 @@
+"""Weighted labels and boxes to ignore, of every detector: the same facts hold for all."""
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from tiny_models import DENSE, build, random_batch, tiny_cfg
+
+from kd_d2.modeling.label_weights import Attached, LabelWeights, weigh_labels
+from kd_d2.modeling.label_weights.rcnn import weighted_roi_losses
+
+ARCHS = (*DENSE, "FasterRCNN", "CascadeRCNN")
+SIZES = ((140, 200), (128, 128))
+
+
+def model_of(arch, **settings):
+    cfg = tiny_cfg(arch)
+    for key, value in settings.items():
+        cfg.MODEL.LABEL_WEIGHTS[key] = value
+    if arch == "RetinaNet":
+        cfg.MODEL.RETINANET.IOU_THRESHOLDS = [0.3, 0.4]
+    torch.manual_seed(1)
+    model = build(cfg).train()
+    weigh_labels(model, cfg)
+    return model
+
+
+def batch_of(weights=None, of_boxes=None, ignore=None):
+    """Two images with three and two objects; a weight for each of the five."""
+    batch = random_batch(SIZES, objects=(3, 2))
+    at = 0
+    for x in batch:
+        gt: Instances = x["instances"]
+        n = len(gt)
+        if weights is not None:
+            gt.gt_weights = torch.tensor(weights[at : at + n])
+            gt.gt_box_weights = torch.tensor((of_boxes or weights)[at : at + n])
+        if ignore is not None:
+            gt.ignore_boxes = Attached(torch.tensor(ignore), n)
+        at += n
+    return batch
+
+
+def losses(arch, batch, **settings):
+    """Of a fresh model and the same random numbers each time."""
+    model = model_of(arch, **settings)
+    with EventStorage():
+        torch.manual_seed(7)
+        return {name: value.detach() for name, value in model(batch).items()}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_equal_weights_change_nothing(arch):
+    plain = losses(arch, batch_of())
+    settings = {"ENABLED": True, "IGNORE": True}
+    for weights in (None, [1.0] * 5):
+        found = losses(arch, batch_of(weights, ignore=[]), **settings)
+        assert found.keys() == plain.keys()
+        for name, value in plain.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_losses_are_affine_in_each_weight(arch):
+    """A weight multiplies what its object contributes, and nothing else."""
+    others = [0.5, 0.25, 1.0, 0.75]
+
+    def found(weight):
+        return losses(arch, batch_of([*others[:2], weight, *others[2:]]), ENABLED=True)
+
+    zero, half, one = found(0.0), found(0.5), found(1.0)
+    changed = 0
+    for name in one:
+        torch.testing.assert_close(half[name], (zero[name] + one[name]) / 2, msg=name)
+        changed += bool((one[name] - zero[name]).abs() > 1e-6)
+    assert changed
+
+
+@pytest.mark.parametrize("arch", [x for x in ARCHS if x != "AutoAssign"])
+def test_box_weights_are_the_box_losses(arch):
+    """Without them there is none; the class losses stay as they were."""
+    plain = losses(arch, batch_of())
+    found = losses(arch, batch_of([1.0] * 5, of_boxes=[0.0] * 5), ENABLED=True)
+    for name, value in plain.items():
+        if "cls" in name:
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7, msg=name)
+        else:
+            assert value > 0 and found[name] == 0, name
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_nothing_is_background_where_all_is_uncertain(arch):
+    everywhere = [[-1000.0, -1000, 3000, 3000]]
+    plain = losses(arch, batch_of(), IGNORE=True)
+    found = losses(arch, batch_of(ignore=everywhere), IGNORE=True)
+    for name in plain:
+        if "box" in name or "loc" in name or name in ("loss_pos", "loss_center"):
+            if arch in DENSE:
+                torch.testing.assert_close(found[name], plain[name], msg=name)
+        elif name == "loss_neg":
+            assert plain[name] > 0 and found[name] == 0
+    if arch in DENSE and arch != "AutoAssign":
+        # what is left is the positives': without weight, that vanishes
+        batch = batch_of([0.0] * 5, ignore=everywhere)
+        alone = losses(arch, batch, IGNORE=True, ENABLED=True)
+        assert alone["loss_cls"] == 0 and plain["loss_cls"] > found["loss_cls"] > 0
+    if "RCNN" in arch:
+        assert 0 < found["loss_rpn_cls"] < plain["loss_rpn_cls"]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_images_without_objects_train(arch):
+    batch = random_batch(SIZES, objects=(0, 0))
+    for x in batch:
+        gt = x["instances"]
+        gt.gt_weights = gt.gt_box_weights = torch.zeros(0)
+        gt.ignore_boxes = Attached(torch.tensor([[0.0, 0, 60, 60]]), 0)
+    model = model_of(arch, ENABLED=True, IGNORE=True)
+    with EventStorage():
+        total = sum(model(batch).values())
+    total.backward()
+    assert total.isfinite()
+
+
+@pytest.mark.parametrize("arch", ["RetinaNet", "PAA", "FasterRCNN"])
+def test_divided_by_the_sum_of_weights(arch):
+    """Boxes whose weights are all alike are then without weights."""
+    plain = losses(arch, batch_of())
+    found = losses(arch, batch_of([0.25] * 5), ENABLED=True, NORMALIZE="weight_sum")
+    name = "loss_rpn_loc" if arch == "FasterRCNN" else "loss_box_reg"
+    torch.testing.assert_close(found[name], plain[name])
+
+
+def test_region_losses_by_hand():
+    """Cross entropies 0.239545, 0.551445, 0.094923; box losses 0.4 and 0.2 of four regions."""
+    logits = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 3]])
+    assert roi_losses(logits, [0, 1, 2], [1.0, 1, 1], [0.0] * 3)[0] == pytest.approx(0.295304)
+    weights = [0.9, 0.5, 1.0]
+    assert roi_losses(logits, [0, 1, 2], weights, [0.0] * 3)[0] == pytest.approx(0.195412, abs=1e-6)
+    by_sum = roi_losses(logits, [0, 1, 2], weights, [0.0] * 3, "weight_sum")
+    assert by_sum[0] == pytest.approx(0.244265, abs=1e-6)
+    logits, moved = torch.zeros(4, 3), [0.4, 0.2, 9.0, 9.0]
+    for weights, normalize, expected in (
+        ([1.0, 1, 1, 1], "count", 0.15),
+        ([0.9, 0.5, 1, 1], "count", 0.115),
+        ([0.9, 0.5, 1, 1], "weight_sum", 0.328571),
+    ):
+        found = roi_losses(logits, [0, 1, 2, 2], weights, moved, normalize)
+        assert found[1] == pytest.approx(expected, abs=1e-6)
+
+
+def roi_losses(logits, classes, weights, moved, normalize="count"):
+    """Of regions that lie on their objects and are predicted so far away to the right."""
+    predictor = FastRCNNOutputLayers(
+        ShapeSpec(channels=4),
+        box2box_transform=Box2BoxTransform((1.0, 1, 1, 1)),
+        num_classes=2,
+        cls_agnostic_bbox_reg=True,
+    )
+    regions = Instances((9, 9), proposal_boxes=Boxes(torch.tensor([[0.0, 0, 8, 8]] * len(classes))))
+    regions.gt_boxes, regions.gt_classes = regions.proposal_boxes, torch.tensor(classes)
+    regions.label_cls_weights = regions.label_box_weights = torch.tensor(weights)
+    deltas = torch.zeros(len(classes), 4)
+    deltas[:, 0] = torch.tensor(moved)
+    with EventStorage():
+        found = weighted_roi_losses(
+            predictor, (logits, deltas), [regions], LabelWeights(normalize=normalize)
+        )
+    return found["loss_cls"].item(), found["loss_box_reg"].item()
+
+
+def test_the_state_dict_and_inference_stay(monkeypatch):
+    for arch in ("RetinaNet", "FasterRCNN", "ATSS"):
+        plain, weighed = model_of(arch), model_of(arch, ENABLED=True, IGNORE=True)
+        assert plain.state_dict().keys() == weighed.state_dict().keys()
+        x = random_batch(SIZES, objects=(1, 1))
+        for a, b in zip(plain.eval()(x), weighed.eval()(x), strict=True):
+            assert torch.equal(a["instances"].scores, b["instances"].scores)
+
+
+def test_others_are_refused():
+    cfg = tiny_cfg()
+    cfg.MODEL.LABEL_WEIGHTS.ENABLED = True
+    with pytest.raises(ValueError, match="losses of a Linear cannot be weighted"):
+        weigh_labels(torch.nn.Linear(1, 1), cfg)
+    cfg.MODEL.LABEL_WEIGHTS.ENABLED = False
+    weigh_labels(torch.nn.Linear(1, 1), cfg)
+
+
+def test_attached_tensors_travel_with_instances():
+    gt = Instances((9, 9), gt_boxes=Boxes(torch.zeros(3, 4)))
+    gt.ignore_boxes = Attached(torch.ones(5, 4), 3)
+    for item in (torch.tensor([True, False, True]), torch.tensor([2, 0]), slice(0, 2)):
+        part = gt[item].to("cpu")
+        assert len(part) == 2 and part.ignore_boxes.tensor.shape == (5, 4)
