@@ -11,6 +11,7 @@ from detectron2.utils.file_io import PathManager
 from kd_d2.config.names import detector_node
 
 from .labels import check_test_masks, has_mask_head
+from .prefixes import register_by_prefix
 from .reading import read_dataset
 
 __all__ = ["check_datasets", "check_num_classes"]
@@ -41,13 +42,14 @@ def check_datasets(cfg: CfgNode, keys: Iterable[str] = ("TRAIN", "TEST")) -> Non
             f"DATASETS.{keys[0]} is empty: give a config that names its data sets (--config-file)."
         )
     needed = {name: key for key in keys for name in cfg.DATASETS[key]}
+    register_by_prefix(needed)
     for name, key in needed.items():
         if name not in DatasetCatalog:
             raise ValueError(
                 f"DATASETS.{key} names the data set '{name}', which is not registered; "
                 f"{_alternatives(name)}."
             )
-    missing = [text for name in needed if (text := _missing_files(name))]
+    missing = dict.fromkeys(text for name in needed if (text := _missing_files(name)))
     if missing:
         root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
         raise FileNotFoundError(

@@ -13,12 +13,13 @@ from types import ModuleType
 
 from detectron2.config import CfgNode
 
-# package -> (folder in the checkout, config function, config check)
+# package -> (folder in the checkout, config function, config check; "" without keys of its own)
 PROJECTS = {
     "lgd": ("LGD", "add_lgd_config", "check_lgd_config"),
     "pgd": ("PGD", "add_pgd_config", "check_pgd_config"),
     "gdetkd": ("GDetKD", "add_gdetkd_config", "check_gdetkd_config"),
     "lad": ("LAD", "add_lad_config", "check_lad_config"),
+    "pseudo_label": ("PseudoLabel", "", ""),
 }
 _ROOT = Path(__file__).resolve().parents[2] / "projects"
 
@@ -49,7 +50,8 @@ def register_projects() -> dict[str, ModuleType]:
 
 def _each(function: int):
     for package, module in register_projects().items():
-        yield getattr(module, PROJECTS[package][function])
+        if name := PROJECTS[package][function]:
+            yield getattr(module, name)
 
 
 def add_project_configs(cfg: CfgNode) -> None:

@@ -1,0 +1,147 @@
+"""Begins a run, or finds that one goes on; nothing is mixed that does not belong together."""
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .claims import Claims
+from .run_folder import ImageRecord, RunError, RunFolder, TeacherRecord, image_list_hash
+from .settings import GenerateSettings
+from .teachers import IDENTITY, TeacherSource, surroundings, teacher_record
+
+_MOST_TOLD = 6  # differences
+
+
+def prepare_run(
+    folder: str | Path,
+    images: Sequence[ImageRecord],
+    root: str,
+    teachers: Sequence[TeacherSource],
+    settings: GenerateSettings,
+    new_run: bool = False,
+    **about: Any,
+) -> RunFolder:
+    """Writes who labels what, or checks that it is what the folder has already.
+
+    Many workers may do so at once.
+
+    Args:
+        images: as of ``sources``.
+        root: folder that the names of the images are relative to.
+        teachers: :class:`TeacherSource` or (name, config_file, weights, opts).
+        new_run: delete what other settings have left in the folder: all but exports and reports.
+        about: what else is to be known of the labels, such as ``licence`` and ``origin``.
+
+    Raises:
+        RunError: the folder has a run of other images, teachers or settings; says which.
+        ValueError, OSError: a teacher cannot be used.
+    """
+    _check_unique("image", [x.name for x in images])
+    _check_unique("id", [x.id for x in images])
+    sources = [TeacherSource(*x) for x in teachers]
+    _check_unique("teacher", [x.name for x in sources])
+    about = surroundings(str(settings.torch_device())) | about
+    image_list = image_list_hash(images)
+    records = [teacher_record(x, settings, image_list, about) for x in sources]
+    with Claims(folder, settings.heartbeat, settings.stale) as claims:
+        while not claims.claim("run"):
+            time.sleep(0.2)
+        if (Path(folder) / "run.json").exists():
+            run = RunFolder(folder)
+            if not new_run:
+                return _continued(run, images, root, records)
+            _delete(run, settings)
+        return RunFolder.create(folder, root, images, records, settings.shard_size)
+
+
+def _check_unique(what: str, values: list) -> None:
+    if not values:
+        raise RunError(f"There is no {what}: name one at least.")
+    twice = [x for x, count in Counter(values).items() if count > 1]
+    if twice:
+        raise RunError(f"There is more than one {what} {twice[0]}: each must have its own.")
+
+
+def _continued(
+    run: RunFolder, images: Sequence[ImageRecord], root: str, records: list[TeacherRecord]
+) -> RunFolder:
+    """The run with the teachers where they lie on this machine.
+
+    Raises:
+        RunError: it is not the same.
+    """
+    different = list(_differences(run, images, root, records))
+    if different:
+        more = f"; and {len(different) - _MOST_TOLD} more" * (len(different) > _MOST_TOLD)
+        raise RunError(
+            f"{run.folder} has another run: {'; '.join(different[:_MOST_TOLD])}{more}. Give "
+            "another output folder, or --new-run to delete what is there and begin anew."
+        )
+    run.teachers = records
+    return run
+
+
+def _differences(
+    run: RunFolder, images: Sequence[ImageRecord], root: str, records: list[TeacherRecord]
+) -> Iterator[str]:
+    if run.image_list != image_list_hash(images):
+        yield _first_other_image(run, images)
+    elif run.root != root:
+        yield f"its images lay in {run.root}, and now in {root} (a link there helps)"
+    before, now = ([t.name for t in x] for x in (run.teachers, records))
+    if before != now:
+        yield f"its teachers were {', '.join(before)}, and now are {', '.join(now)}"
+        return
+    for old, new in zip(run.teachers, records, strict=True):
+        # as they are after reading: tuples are lists
+        new_values = json.loads(json.dumps(new.provenance, default=str))
+        for key in IDENTITY:
+            if key != "image_list":
+                yield from _changes(f"{new.name}'s {key}", old.provenance.get(key), new_values[key])
+        yield from _changes(f"{new.name}'s classes", list(old.classes), list(new.classes))
+
+
+def _changes(what: str, old: Any, new: Any) -> Iterator[str]:
+    """What is different, key by key.
+
+    >>> list(_changes("a's config", {"X": 1, "Y": [2]}, {"X": 1, "Y": [3], "Z": 4}))
+    ["a's config Y was [2], and now is [3]", "a's config Z was as by default, and now is 4"]
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from _changes(f"{what} {key}", old.get(key), new.get(key))
+    elif old != new:
+        old, new = ("as by default" if x is None else x for x in (old, new))
+        yield f"{what} was {old}, and now is {new}"
+
+
+def _first_other_image(run: RunFolder, images: Sequence[ImageRecord]) -> str:
+    if run.num_images != len(images):
+        return f"it has {run.num_images} images, and now there are {len(images)}"
+    pairs = zip(run.images(), images, strict=True)
+    old, new = next((a, b) for a, b in pairs if (a.name, a.id) != (b.name, b.id))
+    return f"its list had {old.name} (id {old.id}) where now is {new.name} (id {new.id})"
+
+
+def _delete(run: RunFolder, settings: GenerateSettings) -> None:
+    """What the stages have made, and last what says that there is a run.
+
+    Raises:
+        RunError: workers are at it.
+    """
+    folders = [run.raw(teacher) for teacher in run.teachers]
+    at_work = [x for f in folders for x in Claims(f, settings.heartbeat, settings.stale).living()]
+    if at_work:
+        raise RunError(
+            f"{', '.join(dict.fromkeys(at_work))} still works in {run.folder}: stop it first, or "
+            "leave out --new-run to join it."
+        )
+    for folder in (run.folder / "raw", run.merged, run.filtered, run.ignored):
+        if folder.exists():
+            shutil.rmtree(folder)
+    for name in ("merge.json", "filter.json", "errors.jsonl", "images.jsonl", "run.json"):
+        (run.folder / name).unlink(missing_ok=True)

@@ -1,0 +1,37 @@
+"""What teachers found, read from their raw shards in unified classes."""
+
+from .class_map import Unified
+from .run_folder import RunError, RunFolder
+from .shards import Shard, ShardContents, is_done, read_shard
+
+
+def check_generated(run: RunFolder) -> None:
+    """
+    Raises:
+        RunError: a teacher has not yet looked at all images.
+        ShardError: shards are of another run.
+    """
+    for teacher in run.teachers:
+        missing = sum(not is_done(run.raw(teacher), shard, teacher.run) for shard in run.shards)
+        if missing:
+            raise RunError(
+                f"{missing} of {len(run.shards)} shards of {teacher.name} in {run.folder} are not "
+                "complete: run the stage generate until it is done."
+            )
+
+
+def read_unified(run: RunFolder, teacher: int, shard: Shard, unified: Unified) -> ShardContents:
+    """A raw shard with unified classes, and without those that are dropped.
+
+    Args:
+        teacher: its number in the run.
+
+    Raises:
+        ShardError: it is not as it was written.
+    """
+    contents = read_shard(run.raw(run.teachers[teacher]), shard)
+    d = contents.detections
+    d.category = unified.lookup[teacher][d.category]
+    d.teacher[:] = teacher
+    contents.detections = d[d.category >= 0]
+    return contents

@@ -1,0 +1,215 @@
+"""The images of a run: from registered data sets, lists in COCO's format, and folders."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from kd_d2.checkpoint import file_sha256
+from kd_d2.data.reading import read_dataset
+from kd_d2.registry import unknown_name
+from kd_d2.visualization.sources import IMAGE_SUFFIXES, spread
+
+from .run_folder import ImageRecord
+
+Source = tuple[str, list[ImageRecord]]
+"""The folder that all of the images are below, and the images, sorted by name."""
+
+
+class SourceError(ValueError):
+    """Images that cannot be had, or must not be labelled; the message says what to do."""
+
+
+def from_dataset(name: str) -> Source:
+    """The images of a registered Detectron2 data set.
+
+    Raises:
+        SourceError: it is not registered, or it or its images are not there.
+        ValueError: it cannot be read.
+    """
+    if name not in DatasetCatalog:
+        raise SourceError(unknown_name("data set", name, DatasetCatalog.keys()))
+    try:
+        records = list(read_dataset(name))
+    except OSError as error:
+        raise SourceError(
+            f"The data set '{name}' cannot be read: {error.strerror} ({error.filename}); put it "
+            "there, or set DETECTRON2_DATASETS to the folder of the data sets."
+        ) from error
+    files = [r["file_name"] for r in records]
+    folder = MetadataCatalog.get(name).get("image_root")
+    return _list_of(files, [r.get("image_id") for r in records], name, folder)
+
+
+def from_coco_list(json_file: str | Path, image_root: str | Path) -> Source:
+    """The images of a file in COCO's format; it needs no annotations and no categories.
+
+    Raises:
+        SourceError: it or its images are not there, or it is no such file.
+    """
+    if not image_root or not Path(image_root).is_dir():
+        raise SourceError(
+            f"{json_file} needs the folder of its images (--image-root), and "
+            f"{f'{image_root} is none' if image_root else 'none is given'}."
+        )
+    try:
+        images = json.loads(Path(json_file).read_bytes())["images"]
+        files = [os.path.join(image_root, image["file_name"]) for image in images]
+        ids = [image.get("id") for image in images]
+    except OSError as error:
+        raise SourceError(f"{json_file} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(
+            f"{json_file} has no list of images as COCO's files have it, with a file_name of each "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    return _list_of(files, ids, Path(json_file).name, image_root)
+
+
+def from_folder(path: str | Path) -> Source:
+    """The images in a folder and its subfolders; hidden ones are left out.
+
+    Raises:
+        SourceError: there is no such folder, or it has no images.
+    """
+    root = os.path.abspath(path)
+    if not os.path.isdir(root):
+        raise SourceError(f"There is no folder {path}.")
+    files, visited = [], set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        place = os.stat(folder)
+        if (place.st_dev, place.st_ino) in visited:  # by a link, which may lead in circles
+            below.clear()
+            continue
+        visited.add((place.st_dev, place.st_ino))
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        files += [
+            os.path.join(folder, name)
+            for name in names
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        ]
+    if not files:
+        raise SourceError(f"The folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+    return _list_of(files, [], os.path.basename(root), root)
+
+
+def from_names(names: Sequence[str], image_root: str = "") -> Source:
+    """The images of data sets, .json files (their images in ``image_root``) and folders, together.
+
+    Raises:
+        ValueError: one of them cannot be had.
+    """
+    return together([_from_name(name, image_root) for name in names])
+
+
+def _from_name(name: str, image_root: str) -> Source:
+    if name in DatasetCatalog:
+        return from_dataset(name)
+    if os.path.isdir(name):
+        return from_folder(name)
+    if name.endswith(".json"):
+        return from_coco_list(name, image_root)
+    known = unknown_name("data set", name, DatasetCatalog.keys())
+    raise SourceError(f"{name} is no folder and no .json file. {known}")
+
+
+def together(sources: Sequence[Source]) -> Source:
+    """Several sources as one; an image file that several have is taken from the first of them.
+
+    Names are relative to the folder that all have in common, and so begin with the source's. Where
+    ids of two sources are equal, all images are numbered anew, from 1 in the order of their names.
+    """
+    if len(sources) == 1:
+        return sources[0]
+    images = {x.file_name: x for _, part in reversed(sources) for x in part}
+    root = os.path.commonpath([root for root, _ in sources])
+    records = [replace(x, name=_name(x.file_name, root)) for x in images.values()]
+    records.sort(key=lambda x: x.name)
+    if len({x.id for x in records}) < len(records):
+        records = [replace(x, id=number) for number, x in enumerate(records, 1)]
+    return root, records
+
+
+def check_no_leak(images: Sequence[ImageRecord], datasets: Iterable[str]) -> None:
+    """Checks that no image of test sets is to be labelled, under whatever name.
+
+    Files are compared by their contents; only those of equal size are read.
+
+    Raises:
+        SourceError: one is, or a test set or its images are not there.
+        ValueError: a test set cannot be read.
+    """
+    for name in datasets:
+        by_size: dict[int, list[str]] = {}
+        for image in from_dataset(name)[1]:
+            try:
+                by_size.setdefault(os.path.getsize(image.file_name), []).append(image.file_name)
+            except OSError as error:
+                raise SourceError(
+                    f"{image.file_name} of the test set '{name}' is not there ({error.strerror}), "
+                    "so that nobody can say whether it is among the images."
+                ) from error
+        hashes: dict[int, set[str]] = {}
+        leaks = [x.name for x in images if _is_among(x.file_name, by_size, hashes)]
+        if leaks:
+            raise SourceError(
+                f"{len(leaks)} of the {len(images)} images are in the test set '{name}' "
+                f"({', '.join(leaks[:3])}{', ...' if len(leaks) > 3 else ''}): leave them out."
+            )
+
+
+def _is_among(file: str, by_size: dict[int, list[str]], hashes: dict[int, set[str]]) -> bool:
+    """
+    Args:
+        by_size: the other files.
+        hashes: of those, as far as they were needed; filled here.
+    """
+    try:
+        size = os.path.getsize(file)
+        if size not in by_size:
+            return False
+        if size not in hashes:
+            hashes[size] = {file_sha256(other) for other in by_size[size]}
+        return file_sha256(file) in hashes[size]
+    except OSError:  # reading will fail and be told
+        return False
+
+
+def _list_of(files: Sequence[str], ids: list[Any], source: str, root: str | Path | None) -> Source:
+    """Records of files; their ids, if these are unique numbers, else numbers from 1 on."""
+    if not files:
+        raise SourceError(f"{source} names no images.")
+    files = [os.path.abspath(file) for file in files]
+    twice = [file for file, count in Counter(files).items() if count > 1]
+    if twice:
+        raise SourceError(f"{source} lists {twice[0]} more than once: list each image once.")
+    if not any(map(os.path.exists, spread(files, 50))):
+        raise SourceError(f"The images of {source} are not there, e.g. {files[0]}.")
+    root = os.path.abspath(root or os.path.dirname(files[0]))
+    if not all(file.startswith(os.path.join(root, "")) for file in files):
+        root = os.path.commonpath([os.path.dirname(file) for file in files])
+    names = [_name(file, root) for file in files]
+    order = sorted(range(len(files)), key=names.__getitem__)
+    whole = all(isinstance(x, Integral) and not isinstance(x, bool) for x in ids)
+    if not ids or not whole or len(set(ids)) < len(ids):
+        ids = dict(zip(order, range(1, len(files) + 1), strict=True))
+    return root, [ImageRecord(files[i], names[i], int(ids[i]), source) for i in order]
+
+
+def _name(file: str, root: str) -> str:
+    """
+    >>> _name("/data/coco/val2017/1.jpg", "/data/coco")
+    'val2017/1.jpg'
+    """
+    name = os.path.relpath(file, root).replace(os.sep, "/")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise SourceError(f"The name of {file!r} is no UTF-8: rename it.") from None
+    return name

@@ -1,0 +1,47 @@
+"""What the stages merge and filter have written so far, and whether it can stay."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kd_d2.checkpoint import atomic_write
+
+from .labelled_run import read_stage
+from .run_folder import RunError, RunFolder
+from .shards import Shard, ShardError, is_done
+
+
+def stage_is_done(
+    run: RunFolder, stage: str, expected: Mapping[str, Any], folders: Sequence[Path]
+) -> bool:
+    """Whether ``<stage>.json`` has the expected values, and all its shards are there."""
+    try:
+        content = read_stage(run, stage)
+        same = all(content.get(key) == value for key, value in expected.items())
+        return same and all(is_done(f, s, content["hash"]) for f in folders for s in run.shards)
+    except (RunError, ShardError):
+        return False
+
+
+def shards_to_do(run: RunFolder, stage: str, made_by: str, folder: Path) -> list[Shard]:
+    """Begins a stage: the shards that are missing in a folder; it no longer says that it is done.
+
+    If one has another hash, the folder is emptied: its shards are quickly made, and must not be
+    mixed.
+    """
+    (run.folder / f"{stage}.json").unlink(missing_ok=True)
+    try:
+        return [shard for shard in run.shards if not is_done(folder, shard, made_by)]
+    except ShardError:
+        shutil.rmtree(folder)
+        return run.shards
+
+
+def write_stage(run: RunFolder, stage: str, content: Mapping[str, Any]) -> Path:
+    """Writes ``<stage>.json``, which says that the stage is done."""
+    path = run.folder / f"{stage}.json"
+    with atomic_write(str(path), "w") as f:
+        json.dump(content, f, indent=1)
+    return path

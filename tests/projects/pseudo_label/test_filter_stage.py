@@ -1,0 +1,190 @@
+"""The stage filter on small runs: thresholds, what it writes, and what becomes of images."""
+
+import json
+
+import numpy as np
+import pytest
+from raw_runs import found, make_run, random_detections, rows_of
+
+from kd_d2.config.rules import ConfigError
+from kd_d2.projects.pseudo_label import filter as stage
+from kd_d2.projects.pseudo_label.detections import Detections
+from kd_d2.projects.pseudo_label.filter import FilterSettings, filter_run
+from kd_d2.projects.pseudo_label.labelled_run import LabelledRun
+from kd_d2.projects.pseudo_label.merge import MergeSettings, merge_run
+from kd_d2.projects.pseudo_label.run_folder import RunError
+from kd_d2.projects.pseudo_label.shards import FAILED, UNCERTAIN, USED, ShardError, read_shard
+
+CLASSES = ("car", "dog")
+D = found(
+    (0, 0, 0, 40, 40, 0.9, 0),
+    (0, 50, 0, 90, 40, 0.65, 0),
+    (0, 100, 0, 140, 40, 0.65, 1),
+    (0, 100, 50, 140, 90, 0.35, 1),
+    (1, 0, 0, 40, 40, 0.55, 0),  # uncertain
+    (2, 0, 0, 40, 40, 0.2, 0),  # nothing
+    (3, 0, 0, 40, 40, 0.9, 0),  # cannot be read
+    (4, 0, 0, 3, 40, 0.9, 0),  # small, but who knows what it is
+    (6, 10, 10, 150, 90, 0.8, 1),
+)
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "t.json").write_text('{"car": 0.7, "dog": 0.5}')
+    run = make_run(tmp_path / "run", {"a": (CLASSES, D)}, 7, failed={"a": [3]})
+    merge_run(run, MergeSettings(threshold_mode="file", threshold_file=tmp_path / "t.json"))
+    return run
+
+
+def filtered(run, **settings):
+    return json.loads(filter_run(run, FilterSettings(**settings)).read_text())
+
+
+def boxes_of(run, folder):
+    return Detections.concatenate(read_shard(folder, shard).detections for shard in run.shards)
+
+
+def status_of(run, folder):
+    return np.concatenate([read_shard(folder, shard).status for shard in run.shards]).tolist()
+
+
+def test_thresholds_of_one_teacher(run):
+    content = filtered(run)
+    assert content["t_keep"] == {"car": 0.7, "dog": 0.5}
+    assert content["t_ignore"] == {"car": pytest.approx(0.5), "dog": pytest.approx(0.3)}
+    pseudo, ignore = (boxes_of(run, x) for x in (run.filtered, run.ignored))
+    assert pseudo.score == pytest.approx([0.9, 0.65, 0.8])
+    assert pseudo.category.tolist() == [0, 1, 1] and pseudo.image.tolist() == [0, 0, 6]
+    assert ignore.score == pytest.approx([0.65, 0.35, 0.55])
+    assert content["kept"] == {"car": 1, "dog": 2}
+    assert content["ignored"] == {"car": 1, "dog": 1}  # one of three is in an image that goes
+    assert content["images"] == {
+        "used": 4,
+        "failed": 1,
+        "uncertain": 2,
+        "ambiguous": 0,
+        "empty": 0,
+    }
+    expected = [USED, UNCERTAIN, USED, FAILED, UNCERTAIN, USED, USED]
+    assert status_of(run, run.filtered) == status_of(run, run.ignored) == expected
+    fell = {name: n for name, n in content["counters"].items() if n}
+    assert fell == {"small": 1, "low_score": 1, "uncertain": 3, "of_dropped_images": 1}
+
+
+def test_thresholds_of_several_teachers(tmp_path):
+    run = make_run(tmp_path, {"a": (CLASSES, D), "b": (CLASSES, found())}, 7)
+    merge_run(run, MergeSettings(threshold=0.7))
+    content = filtered(run)
+    assert content["t_keep"] == {"car": 0.5, "dog": 0.5}
+    assert content["t_ignore"] == {"car": pytest.approx(0.3), "dog": pytest.approx(0.3)}
+    # what reached the teacher's own threshold, and nothing else
+    pseudo = boxes_of(run, run.filtered)
+    assert len(pseudo) == ((D.score >= 0.7) & (D.image != 4)).sum() == 3
+
+
+def test_a_given_t_ignore(run):
+    content = filtered(run, t_ignore=0.45)
+    assert content["t_ignore"] == {"car": 0.45, "dog": 0.45}
+    with pytest.raises(ConfigError, match="t_ignore is 0.6, above the threshold 0.5 of 'dog'"):
+        filtered(run, t_ignore=0.6)
+
+
+def test_images_without_boxes(run):
+    assert filtered(run, empty_images="keep")["images"]["used"] == 6
+    assert filtered(run, empty_images="drop")["images"]["empty"] == 4
+    content = filtered(run, max_ambiguous_ratio=0.4)
+    assert content["images"]["ambiguous"] == 1 and content["kept"] == {"car": 0, "dog": 1}
+    assert content["counters"]["of_dropped_images"] == 5
+    assert len(boxes_of(run, run.filtered)) == 3  # they are still there to be looked at
+
+
+def test_what_is_done_stays_and_other_settings_begin_anew(run):
+    first = filtered(run)
+    times = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    assert filtered(run) == first
+    assert times == {x: x.stat().st_mtime_ns for x in run.folder.rglob("*")}
+    other = filtered(run, max_boxes=1)
+    assert other["hash"] != first["hash"] and other["counters"]["too_many"] == 1
+    assert len(boxes_of(run, run.filtered)) == 2
+    assert filtered(run) == first and len(boxes_of(run, run.filtered)) == 3
+    (run.ignored / f"{run.shards[0].name}.npz").unlink()
+    assert filtered(run) == first and len(boxes_of(run, run.ignored)) == 3
+
+
+def test_stopped_halfway(run, monkeypatch):
+    filtered(run)
+    expected = filtered(run, max_boxes=1)
+    filtered(run)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "write_shard", stop)
+        filtered(run, max_boxes=1)
+    # nobody takes what is there for a filtered run
+    assert not (run.folder / "filter.json").exists() and not list(run.filtered.glob("*"))
+    assert filtered(run, max_boxes=1) == expected
+
+
+def test_another_merge_is_filtered_anew(run):
+    first = filtered(run)
+    merge_run(run, MergeSettings(threshold=0.5))
+    second = filtered(run)
+    assert second["hash"] != first["hash"] and second["t_keep"] == {"car": 0.5, "dog": 0.5}
+
+
+def test_the_size_of_shards_does_not_matter(tmp_path):
+    contents, boxes = [], []
+    d = random_detections(np.random.default_rng(0), 400, images=11, classes=2, teachers=1)
+    for size in (3, 1000):
+        run = make_run(tmp_path / str(size), {"a": (CLASSES, d), "b": (CLASSES, d)}, 11, size)
+        merge_run(run, MergeSettings(mode="wbf"))
+        contents.append(filtered(run, duplicate_iou=0.6, max_boxes=3))
+        boxes.append([rows_of(boxes_of(run, x)) for x in (run.filtered, run.ignored)])
+    assert contents[0] == contents[1] and boxes[0] == boxes[1]
+    assert min(map(len, boxes[0])) > 10
+
+
+def test_the_next_stages_can_read_it(run):
+    filtered(run)
+    labelled = LabelledRun(run)
+    assert labelled.categories == list(CLASSES) and labelled.known.tolist() == [1, 1]
+    assert labelled.t_keep == pytest.approx([0.7, 0.5])
+    parts = [labelled.read(shard) for shard in run.shards]
+    assert sum(len(p.kept) for p in parts) == 3 and sum(len(p.ignored) for p in parts) == 2
+
+
+def test_merge_comes_first(tmp_path):
+    run = make_run(tmp_path, {"a": (CLASSES, D)}, 7)
+    with pytest.raises(RunError, match="run the stage merge first"):
+        filtered(run)
+    merge_run(run, MergeSettings())
+    (run.merged / f"{run.shards[2].name}.done").unlink()
+    with pytest.raises(RunError, match="1 of 3 shards in .* are not complete: run the stage merge"):
+        filtered(run)
+
+
+def test_a_merged_shard_that_was_changed(run):
+    path = run.merged / f"{run.shards[0].name}.npz"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match="was changed"):
+        filtered(run)
+
+
+def test_agreement_that_nobody_has_looked_at(run):
+    with pytest.raises(ConfigError, match="min_agreement needs to know"):
+        filtered(run, min_agreement=0.7)
+
+
+def test_agreement_with_the_mirrored_image(tmp_path):
+    d = found(*((k, 0, 0, 40, 40, 0.9, 0, 0, a) for k, a in enumerate((0.92625, 0.5))))
+    run = make_run(tmp_path, {"a": (CLASSES, d)}, 2)
+    merge_run(run, MergeSettings())
+    assert filtered(run)["kept"]["car"] == 2
+    content = filtered(run, min_agreement=0.7)
+    assert content["kept"]["car"] == 1 and content["counters"]["disagreeing"] == 1
+    assert content["images"]["uncertain"] == 1
