@@ -196,3 +196,32 @@ def test_attached_tensors_travel_with_instances():
     for item in (torch.tensor([True, False, True]), torch.tensor([2, 0]), slice(0, 2)):
         part = gt[item].to("cpu")
         assert len(part) == 2 and part.ignore_boxes.tensor.shape == (5, 4)
+
+
+@pytest.mark.parametrize("student", ["RetinaNet", "FasterRCNN", "ATSS"])
+@pytest.mark.parametrize("method", ["LGD", "PKD"])
+def test_students_of_distillers(method, student, lgd_cfg, frozen_cfg):
+    """Whoever teaches them; LGD runs the student's losses a second time, on other features."""
+
+    usual = lgd_cfg(student, fpn_channels=64) if method == "LGD" else frozen_cfg(student, student)
+
+    def found(weights=None, **settings):
+        cfg = usual.clone()
+        for key, value in settings.items():
+            cfg.MODEL.LABEL_WEIGHTS[key] = value
+        torch.manual_seed(1)
+        model = build(cfg).train()
+        weigh_labels(model.student, cfg)
+        with EventStorage():
+            torch.manual_seed(7)
+            return model(batch_of(weights, ignore=[] if settings else None))
+
+    plain = found()
+    settings = {"ENABLED": True, "IGNORE": True}
+    same, other = found([1.0] * 5, **settings), found([0.5] * 5, **settings)
+    for name, value in plain.items():
+        torch.testing.assert_close(same[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    of_labels = [name for name in plain if name.startswith(("loss_cls", "loss_box_reg"))]
+    assert len(of_labels) == (4 if method == "LGD" else 2)
+    for name in of_labels:
+        assert other[name] < plain[name] if "box" in name else other[name] != plain[name], name
