@@ -53,6 +53,15 @@ class MergePlan:
         """The scores of a single teacher stay as they are."""
         return len(self.thresholds) > 1
 
+    @property
+    def unites(self) -> bool:
+        """Whether boxes of a class come from several teachers, or several classes of a teacher.
+
+        Else the teacher's own NMS has seen all of them.
+        """
+        own = [lookup[lookup >= 0] for lookup in self.unified.lookup]
+        return self.calibrated or any(len(np.unique(x)) < len(x) for x in own)
+
 
 def merge_run(
     run: RunFolder, settings: MergeSettings, progress: Callable[[int, int], None] | None = None
@@ -108,19 +117,22 @@ def merge_detections(plan: MergePlan, parts: Sequence[Detections]) -> Detections
     Returns:
         by image, and then by falling score.
     """
-    settings, d = plan.settings, Detections.concatenate(parts)
-    least = plan.thresholds[0]
+    d, least = Detections.concatenate(parts), plan.thresholds[0]
     if plan.calibrated:
         d.score = calibrate(d.score, plan.thresholds[d.teacher, d.category])
         least = np.full_like(least, COMMON_THRESHOLD)
-    known, iou = plan.unified.known, settings.least_iou
+    if plan.unites:
+        d = _merge(plan, d)
+    return keep_children(d, plan.parents, plan.settings.parent_iou, least).by_image()
+
+
+def _merge(plan: MergePlan, d: Detections) -> Detections:
+    settings, known, iou = plan.settings, plan.unified.known, plan.settings.least_iou
     if settings.mode == "nms":
-        d = merge_nms(d, iou)
-    elif settings.mode == "vote":
-        d = merge_vote(d, known, iou, settings.min_votes)
-    else:
-        d = merge_wbf(d, known, iou, settings.score_type, plan.weights)
-    return keep_children(d, plan.parents, settings.parent_iou, least).by_image()
+        return merge_nms(d, iou)
+    if settings.mode == "vote":
+        return merge_vote(d, known, iou, settings.min_votes)
+    return merge_wbf(d, known, iou, settings.score_type, plan.weights)
 
 
 def _check_names(run: RunFolder, settings: MergeSettings) -> None:
