@@ -38,6 +38,7 @@ def check_config(cfg: CfgNode) -> None:
     check_known("META_ARCHITECTURE (MODEL.META_ARCHITECTURE)", arch, META_ARCH_REGISTRY)
     check_backbone(cfg)
     _check_solver(cfg)
+    _check_dataset_shares(cfg)
     check_weights_name(cfg.MODEL.WEIGHTS)
     if not is_distiller(cfg):
         check_detector(cfg, arch)
@@ -191,6 +192,29 @@ def _check_solver(cfg: CfgNode) -> None:
         raise ConfigError(
             f"INPUT.MIN_SIZE_TRAIN is {sizes}; with INPUT.MIN_SIZE_TRAIN_SAMPLING range it must be "
             "the least and the largest size, e.g. (640, 800)."
+        )
+
+
+def _check_dataset_shares(cfg: CfgNode) -> None:
+    shares, names = cfg.DATALOADER.DATASET_SHARES, tuple(cfg.DATASETS.TRAIN)
+    if not shares:
+        return
+    if len(shares) != len(names):
+        raise ConfigError(
+            f"DATALOADER.DATASET_SHARES has {len(shares)} entries, and DATASETS.TRAIN {len(names)} "
+            f"({', '.join(names)}): give one for each data set, in the same order, or none."
+        )
+    # three thirds may be given as 0.333
+    if abs(sum(shares) - 1) > 2e-3:
+        raise ConfigError(
+            f"DATALOADER.DATASET_SHARES {list(shares)} add up to {sum(shares):g}: they must add up "
+            "to 1."
+        )
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    if sampler != "TrainingSampler":
+        raise ConfigError(
+            f"DATALOADER.DATASET_SHARES decides how images are drawn, and so does "
+            f"DATALOADER.SAMPLER_TRAIN {sampler}: set that to TrainingSampler, or give no shares."
         )
 
 

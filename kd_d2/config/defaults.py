@@ -138,6 +138,14 @@ def _add_data(cfg: CN) -> None:
     weights.IGNORE = False
     weights.IGNORE_OVERLAP = 0.5
 
+    # After the usual augmentations, change the colours of training images, blur them and erase
+    # rectangles, as Unbiased Teacher does for its student: for labels that a teacher has made on
+    # unaltered images. A frozen teacher in the same training gets the images that its student gets.
+    cfg.INPUT.STRONG_AUGMENTATION = False
+
+    # Share of each of DATASETS.TRAIN in the images that are drawn, in their order, e.g.
+    # [0.75, 0.25]; they must add up to 1. Empty: by their sizes.
+    cfg.DATALOADER.DATASET_SHARES = []
     # An image of the training set that cannot be read: "raise" stops with its name; "skip" logs it
     # once and trains on another image instead (up to 100 files).
     cfg.DATALOADER.ON_BAD_IMAGE = "raise"

@@ -127,6 +127,7 @@ VALUES: dict[str, dict[str, Rule]] = {
         "NUM_WORKERS": whole(0),
         "REPEAT_THRESHOLD": _NOT_NEGATIVE,
         "ON_BAD_IMAGE": one_of("raise", "skip"),
+        "DATASET_SHARES": list_of(share, "numbers from 0 to 1, e.g. [0.75, 0.25]; or empty"),
     },
     "DATASETS": {
         "TRAIN": list_of(text, "names of data sets"),
@@ -140,6 +141,7 @@ VALUES: dict[str, dict[str, Rule]] = {
         "MAX_SIZE_TEST": whole(1),
         "RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
         "MASK_FORMAT": one_of("polygon", "bitmask"),
+        "STRONG_AUGMENTATION": truth,
         "FORMAT": one_of("BGR", "RGB", "YUV-BT.601", *(m for m in Image.MODES if m != "RGB")),
     },
     "INPUT.CROP": {

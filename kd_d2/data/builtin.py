@@ -9,6 +9,7 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import NativePathHandler
 
+from .coco_unlabeled import register_coco_unlabeled
 from .crowdhuman import register_crowdhuman
 from .shapes import SPLITS, ensure_split, is_labeled, split_folder
 from .shapes_render import CLASSES
@@ -77,6 +78,7 @@ def register_shapes(
 _ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 register_shapes(_ROOT)
 register_crowdhuman(_ROOT)
+register_coco_unlabeled(_ROOT)
 _DIVIDED = ("shapes_train", "shapes_shifted_train", "coco_2017_train")
 for _choice in itertools.product(_DIVIDED, PERCENTAGES, SEEDS):
     register_subset(*_choice)

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from .dataset_shares import drawn_sets
 from .labels import check_training_labels, is_usable
 
 __all__ = ["explained_training_data", "read_dataset"]
@@ -35,7 +36,8 @@ def read_dataset(name: str):
                 "function that is registered under this name."
             ) from error
         raise ValueError(
-            f"The data set '{name}' cannot be read: {file} {_what_is_wrong(file, error)}."
+            f"The data set '{name}' cannot be read: {file} "
+            f"{_what_is_wrong(file, error, metadata.get('unlabeled', False))}."
         ) from error
     if isinstance(records, list) and not records:
         file = MetadataCatalog.get(name).get("json_file")
@@ -46,7 +48,7 @@ def read_dataset(name: str):
     return records
 
 
-def _what_is_wrong(file: str, error: Exception) -> str:
+def _what_is_wrong(file: str, error: Exception, unlabeled: bool) -> str:
     """What is wrong with a JSON file at which a loader failed, and what to do."""
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
         return f"is no JSON ({error}); it may be cut off: write or fetch it anew"
@@ -57,7 +59,8 @@ def _what_is_wrong(file: str, error: Exception) -> str:
             f"holds a {type(content).__name__}: it must be a dict of images, annotations and "
             "categories, as in COCO's files"
         )
-    absent = [key for key in ("images", "categories") if not content.get(key)]
+    needed = ("images",) if unlabeled else ("images", "categories")
+    absent = [key for key in needed if not content.get(key)]
     if absent:
         return f"lists no {' and no '.join(absent)}: add them as COCO's files have them"
     return f"is not as COCO's files are ({_told(error)}): mend it"
@@ -83,18 +86,21 @@ def explained_training_data(cfg: CfgNode) -> Iterator[None]:
     try:
         yield
     except _FAULTS as error:
-        names = tuple(cfg.DATASETS.TRAIN)
-        usable = False
-        for name in names:
+        names, shares = tuple(cfg.DATASETS.TRAIN), cfg.DATALOADER.DATASET_SHARES
+        drawn = drawn_sets(cfg)
+        empty = []
+        for name in drawn:
             records = read_dataset(name)
             if not isinstance(records, list):
                 raise
             check_training_labels(cfg, records)
-            usable = usable or any(map(is_usable, records))
-        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and not usable:
+            if not any(map(is_usable, records)):
+                empty.append(name)
+        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and (empty if shares else empty == drawn):
+            unshare = ", or give it no share (DATALOADER.DATASET_SHARES)" if shares else ""
             raise ValueError(
-                f"DATASETS.TRAIN {names} has no image with an object (crowds do not count), so "
-                "that nothing is left to train on: label some, or set "
+                f"DATASETS.TRAIN {tuple(empty)} has no image with an object (crowds do not count), "
+                f"so that nothing is left to train on: label some{unshare}, or set "
                 "DATALOADER.FILTER_EMPTY_ANNOTATIONS False."
             ) from error
         if isinstance(error, ValueError):

@@ -23,6 +23,7 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from kd_d2.data.dataset_shares import read_by_shares
 from kd_d2.data.labels import check_training_labels
 from kd_d2.data.mappers import ImageError, UnusableImage
 from kd_d2.data.reading import explained_training_data
@@ -124,7 +125,8 @@ def build_train_loader(cfg: CfgNode, mapper) -> DataLoader:
     ranks = comm.get_world_size()
     check_shares(cfg, ranks)
     with explained_training_data(cfg):
-        parts = build_detection_train_loader.from_config(cfg, mapper=mapper)
+        read = read_by_shares(cfg) if cfg.DATALOADER.DATASET_SHARES else {}
+        parts = build_detection_train_loader.from_config(cfg, mapper=mapper, **read)
         dataset, sampler = parts["dataset"], parts["sampler"]
         if isinstance(dataset, IterableDataset):
             return build_detection_train_loader(**parts)

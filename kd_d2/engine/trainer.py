@@ -15,6 +15,7 @@ from kd_d2.config.check import check_config
 from kd_d2.config.student import is_distiller, student_config
 from kd_d2.data.mappers import RobustDatasetMapper
 from kd_d2.data.requirements import check_datasets, check_num_classes
+from kd_d2.data.strong_augmentation import StrongAugmentation
 from kd_d2.data.weighted_labels import WeightedLabelMapper
 from kd_d2.modeling.inheritance import inherit
 from kd_d2.modeling.label_weights import LabelWeights, weigh_labels
@@ -195,7 +196,11 @@ class DistillationTrainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode, mapper=None):
         if mapper is None:
             weighs = LabelWeights.from_config(cfg) is not None
-            mapper = (WeightedLabelMapper if weighs else DatasetMapper)(cfg, is_train=True)
+            kind = WeightedLabelMapper if weighs else DatasetMapper
+            settings = kind.from_config(cfg, is_train=True)
+            if cfg.INPUT.STRONG_AUGMENTATION:
+                settings["augmentations"].append(StrongAugmentation(cfg.INPUT.FORMAT))
+            mapper = kind(**settings)
         mapper = RobustDatasetMapper(mapper, on_error=cfg.DATALOADER.ON_BAD_IMAGE)
         return data_loader.build_train_loader(cfg, mapper)
 

@@ -69,6 +69,8 @@ def test_a_config_of_another_detectron2_lacks_keys():
         ("SOLVER.TEACHER.MOMENTUM", [1.5]),
         ("SOLVER.TEACHER.OPTIMIZER", ["Adam"]),
         ("DATALOADER.NUM_WORKERS", [-1, None]),
+        ("DATALOADER.DATASET_SHARES", [0.5, [-0.5, 1.5], ["a"], [NAN], [True], None]),
+        ("INPUT.STRONG_AUGMENTATION", [None, 1, "yes"]),
         ("INPUT.MASK_FORMAT", ["foo"]),
         ("INPUT.RANDOM_FLIP", [True]),
         ("INPUT.MIN_SIZE_TRAIN", [(), 64, ("a",)]),
