@@ -121,7 +121,8 @@ def _add_solver(cfg: CN) -> None:
 
 
 def _add_data(cfg: CN) -> None:
-    # What a training makes of labels that a detector has made. Others weigh 1.
+    # What a training makes of labels that a detector has made (others weigh 1), and of images whose
+    # labels are not of all classes.
     weights = cfg.MODEL.LABEL_WEIGHTS = CN()
     # Count each box by its "weight" in the annotations.
     weights.ENABLED = False
@@ -137,6 +138,10 @@ def _add_data(cfg: CN) -> None:
     # much of the anchor's or region's own area. False: such annotations are passed over.
     weights.IGNORE = False
     weights.IGNORE_OVERLAP = 0.5
+    # Background does not learn the classes that nobody has looked for on its image: those that are
+    # not among the "covered_classes" of its record (contiguous ids; absent: all were looked for).
+    # The classes must be independent, so R-CNNs need MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE.
+    weights.COVERED = False
 
     # After the usual augmentations, change the colours of training images, blur them and erase
     # rectangles, as Unbiased Teacher does for its student: for labels that a teacher has made on

@@ -292,6 +292,7 @@ VALUES: dict[str, dict[str, Rule]] = {
         "LEAST_AGREEMENT": share,
         "IGNORE": truth,
         "IGNORE_OVERLAP": share,
+        "COVERED": truth,
     },
     "MODEL.KD": {
         "ENABLED": truth,

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from detectron2.structures import BoxMode
 from PIL import Image
 
 from kd_d2 import get_kd_cfg
+from kd_d2.config.rules import ConfigError
 from kd_d2.data.weighted_labels import WeightedLabelMapper
 
 
@@ -31,6 +33,7 @@ def record(tmp_path):
 
 def mapped(record, annotations=ANNOTATIONS, flip="none", **settings):
     cfg = get_kd_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.RETINANET.NUM_CLASSES = "RetinaNet", 3
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = (160,), flip
     cfg.MODEL.LABEL_WEIGHTS.ENABLED = True
     for key, value in settings.items():
@@ -77,3 +80,35 @@ def test_all_alike_unless_they_are_to_be_weighed(record):
 def test_images_without_annotations(record):
     gt = mapped(record, [])
     assert len(gt) == 0 and gt.ignore_boxes.tensor.shape == (0, 4)
+
+
+@pytest.mark.parametrize("covered", [[2, 0], []])
+def test_covered_classes_belong_to_the_image(covered, record):
+    record["covered_classes"] = covered
+    gt = mapped(record, COVERED=True)
+    assert gt.covered_classes.tensor.tolist() == covered
+    assert gt.covered_classes.tensor.dtype == torch.long and len(gt.covered_classes) == 3
+    assert not mapped(record).has("covered_classes")
+
+
+def test_all_classes_are_covered_if_the_record_is_silent(record):
+    assert not mapped(record, COVERED=True).has("covered_classes")
+
+
+@pytest.mark.parametrize("wrong", [3, -1, "car"])
+def test_covered_classes_that_the_detector_does_not_have(wrong, record):
+    record["covered_classes"] = [0, wrong]
+    with pytest.raises(
+        ConfigError, match=f"x.png has {wrong!r}, which is no class of the detector"
+    ):
+        mapped(record, COVERED=True)
+    assert not mapped(record).has("covered_classes")
+
+
+def test_the_detector_of_a_distiller_says_how_many_classes_there_are(record):
+    cfg = get_kd_cfg()
+    cfg.MODEL.LABEL_WEIGHTS.COVERED = True
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.KD.STUDENT = "FrozenTeacherDistiller", "ATSS"
+    cfg.MODEL.ATSS.NUM_CLASSES = 2
+    with pytest.raises(ConfigError, match="has 2, which is no class"):
+        WeightedLabelMapper(cfg)({**record, "annotations": [], "covered_classes": [2]})

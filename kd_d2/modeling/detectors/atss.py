@@ -138,7 +138,7 @@ class ATSS(OneSquareAnchorDetector):
         """
         logits, quality = (cat(x, dim=1).float() for x in (pred_logits, pred_quality))
         labels = torch.stack(gt_labels)  # (N, R)
-        positive = (labels >= 0) & (labels != self.num_classes)
+        positive = self.positive(labels)
         of_class, of_box = weights or (None, None)
         predicted, targets = self.box_distances(anchors, pred_deltas, gt_boxes, positive)
 

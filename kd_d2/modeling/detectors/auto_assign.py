@@ -104,7 +104,8 @@ class AutoAssign(OnePointDetector):
         if self.label_weights is None:
             return self.losses(*args)
         squares = Boxes.cat(self.anchor_generator(features)).tensor
-        return self.losses(*args, *self.label_weights.of_objects(squares, gt_instances))
+        covered = self.label_weights.covered(gt_instances, self.num_classes)
+        return self.losses(*args, *self.label_weights.of_objects(squares, gt_instances), covered)
 
     def losses(
         self,
@@ -115,6 +116,7 @@ class AutoAssign(OnePointDetector):
         gt_instances: list[Instances],
         weights: Tensor | None = None,
         counted: Tensor | None = None,
+        covered: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Positive, negative and centre loss.
 
@@ -128,6 +130,7 @@ class AutoAssign(OnePointDetector):
             distances: (N, R, 4) in pixels.
             weights: (N, M) factors of the objects in the positive loss.
             counted: (N, R), where the negative loss counts.
+            covered: (N, K), the classes that were looked for on each image.
         """
         boxes, classes = pad_objects(gt_instances)
         boxes = boxes.float()
@@ -145,6 +148,10 @@ class AutoAssign(OnePointDetector):
         confidence = probabilities.gather(1, classes[..., None].expand_as(inside))
         confidence = confidence * torch.exp(-self.box_loss_weight * giou_losses)
         shares = negative_weights(iou, inside, classes, self.num_classes)
+        if covered is not None:
+            # a location learns an object as far as it is no background of the object's class
+            learns = 1 - shares.amin(1, keepdim=True)
+            shares = shares.where(covered[..., None], shares * learns)
         if counted is not None:
             shares = shares * counted[:, None]
 

@@ -134,11 +134,11 @@ class DDOD(ATSS):
         """
         cls_labels, box_labels = answers
         settings, squares = self.label_weights, Boxes.cat(anchors).tensor
-        args = box_labels, gt_boxes, self.positive(box_labels), gt
-        pair = settings.of_anchors(*args)
+        cls_positive, positive = (self.positive(torch.stack(x)) for x in answers)
+        pair = settings.of_anchors(box_labels, gt_boxes, positive, gt)
         if pair is None:
             return None
-        return settings.of_nearest(squares, cls_labels, self.positive(cls_labels), gt), pair[1]
+        return settings.of_nearest(squares, cls_labels, cls_positive, gt), pair[1]
 
     def losses(
         self,
@@ -167,9 +167,7 @@ class DDOD(ATSS):
         """
         of_class, of_box = weights or (None, None)
         cls_labels, box_labels = torch.stack(cls_labels), torch.stack(box_labels)  # (N, R)
-        cls_positive, positive = (
-            (x >= 0) & (x != self.num_classes) for x in (cls_labels, box_labels)
-        )
+        cls_positive, positive = (self.positive(x) for x in (cls_labels, box_labels))
         counts = [x.sum(1).clamp(min=1).sum() for x in (cls_positive, positive)]
         cls_count, count = mean_over_gpus(torch.stack(counts))
 

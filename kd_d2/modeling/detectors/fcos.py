@@ -171,7 +171,7 @@ class FCOS(OnePointDetector):
             cat(x, dim=1).float() for x in (pred_logits, pred_distances, pred_centerness)
         )
         labels = torch.stack(gt_labels)  # (N, R)
-        positive = (labels >= 0) & (labels != self.num_classes)
+        positive = self.positive(labels)
         of_class, of_box = weights or (None, None)
 
         points = Boxes.cat(anchors).get_centers()

@@ -111,7 +111,7 @@ class GFL(OneSquareAnchorDetector):
         """
         logits, bins = (cat(x, dim=1).float() for x in (pred_logits, pred_bins))
         labels = torch.stack(gt_labels)  # (N, R)
-        positive = (labels >= 0) & (labels != self.num_classes)
+        positive = self.positive(labels)
         of_class, of_box = weights or (None, None)
         shares = logits.detach().sigmoid().amax(-1) * positive
         count = positive.sum(1).clamp(min=1).sum()

@@ -147,6 +147,8 @@ class OnePerCellDetector(DenseDetector):
         if self.label_weights is None:
             return self.losses(anchors, logits, *gt_labels, boxes, gt_boxes, *third)
         gt_labels = self.leave_out(anchors, gt_labels, gt_instances)
+        # of several answers the first is that of the class loss
+        logits = self.label_weights.hide_uncovered(logits, gt_labels[0], gt_instances)
         weights = self.weights_of_labels(anchors, gt_labels, gt_boxes, gt_instances)
         args = anchors, logits, *gt_labels, boxes, gt_boxes, *third
         return self.losses(*args, **({} if weights is None else {"weights": weights}))
@@ -167,11 +169,11 @@ class OnePerCellDetector(DenseDetector):
     ) -> tuple[Tensor, Tensor] | None:
         """Factors (N, R) of the losses of classes and of boxes; None if all count alike."""
         (labels,) = answers
-        return self.label_weights.of_anchors(labels, gt_boxes, self.positive(labels), gt)
+        positive = self.positive(torch.stack(labels))
+        return self.label_weights.of_anchors(labels, gt_boxes, positive, gt)
 
-    def positive(self, labels: list[Tensor]) -> Tensor:
-        """Which anchors (N, R) learn an object, by the labels (R,) of each image."""
-        labels = torch.stack(labels)
+    def positive(self, labels: Tensor) -> Tensor:
+        """Which anchors (N, R) learn an object, by their labels (N, R)."""
         return (labels >= 0) & (labels != self.num_classes)
 
     def labels_and_boxes(

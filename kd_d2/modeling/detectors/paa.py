@@ -242,7 +242,7 @@ class PAA(OneSquareAnchorDetector):
             weights: (N, R) factors of the anchors in the losses of classes, and of boxes.
         """
         labels = torch.stack(gt_labels)  # (N, R)
-        positive = (labels >= 0) & (labels != self.num_classes)
+        positive = self.positive(labels)
         of_class, of_box = weights or (None, None)
         count = positive.sum()
         squares = Boxes.cat(anchors).tensor

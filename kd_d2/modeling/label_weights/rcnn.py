@@ -17,17 +17,22 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 from torch.nn import functional as F
 
-from .box_losses import weighted_box_loss
+from kd_d2.config.rules import ConfigError
+
+from .box_losses import weighted_box_loss, weighted_dense_box_loss
+from .covered import covered_classes, hide_background
 from .matching import has_weights, on_uncertain, weights_of
 from .settings import LabelWeights
 
-_CLS, _BOX = "label_cls_weights", "label_box_weights"
+_CLS, _BOX, _COVERED = "label_cls_weights", "label_box_weights", "label_covered_classes"
 
 
 def weigh_rcnn(detector: GeneralizedRCNN, settings: LabelWeights) -> None:
-    """Changes an instance; with weights of 1 and nothing to ignore, its losses stay the same.
+    """Changes an instance; its losses stay the same where all weights are 1, there is nothing to
+    ignore, and all classes were looked for.
 
     Raises:
+        ConfigError: classes may not be covered, and they are not independent.
         ValueError: its RPN or its predictors are not Detectron2's.
     """
     generator, heads = detector.proposal_generator, detector.roi_heads
@@ -44,6 +49,13 @@ def weigh_rcnn(detector: GeneralizedRCNN, settings: LabelWeights) -> None:
 
 
 def _weigh_rpn(rpn: RPN, settings: LabelWeights) -> None:
+    """Anchors on what may be an object are no background, and the others know their weights.
+
+    Objects of a class that was not looked for are background of the RPN all the same, as it asks
+    for objects of any class: with the positives of such images alone, it would take everything for
+    one. The harm is small, since of many thousand anchors some hundred are drawn, few of them on
+    such objects; boxes to ignore prevent it.
+    """
     label_anchors, losses, weights = rpn.label_and_sample_anchors, rpn.losses, [None]
 
     def label(anchors, gt_instances):
@@ -79,15 +91,8 @@ def weighted_rpn_losses(
     storage = get_event_storage()
     storage.put_scalar("rpn/num_pos_anchors", positive.sum().item() / num_images)
     storage.put_scalar("rpn/num_neg_anchors", (gt_labels == 0).sum().item() / num_images)
-    squares = Boxes.cat(anchors).tensor.expand(num_images, -1, -1)
-    boxes = weighted_box_loss(
-        squares[positive],
-        torch.stack(gt_boxes)[positive],
-        cat(pred_anchor_deltas, dim=1)[positive],
-        box_weights[positive],
-        rpn.box2box_transform,
-        rpn.box_reg_loss_type,
-        rpn.smooth_l1_beta,
+    boxes = weighted_dense_box_loss(
+        rpn, anchors, gt_boxes, pred_anchor_deltas, positive, box_weights
     )
     objectness = F.binary_cross_entropy_with_logits(
         cat(pred_objectness_logits, dim=1)[valid],
@@ -106,21 +111,19 @@ def _weigh_regions(heads, settings: LabelWeights) -> None:
     """Regions on what may be an object are no background, and the others know their weights."""
     sample = heads.label_and_sample_proposals
 
+    def seen(regions, targets):
+        pairs = zip(regions, targets, strict=True)
+        return [_seen(x, y, heads.num_classes, settings) for x, y in pairs]
+
     def sampled(proposals, targets):
-        return [
-            _seen(x, y, heads.num_classes, settings)
-            for x, y in zip(sample(proposals, targets), targets, strict=True)
-        ]
+        return seen(sample(proposals, targets), targets)
 
     heads.label_and_sample_proposals = sampled
     if isinstance(heads, CascadeROIHeads):
         match = heads._match_and_label_boxes
 
         def matched(proposals, stage, targets):
-            return [
-                _seen(x, y, heads.num_classes, settings)
-                for x, y in zip(match(proposals, stage, targets), targets, strict=True)
-            ]
+            return seen(match(proposals, stage, targets), targets)
 
         heads._match_and_label_boxes = matched
 
@@ -136,12 +139,15 @@ def _seen(regions: Instances, gt: Instances, background: int, settings: LabelWei
         of_class, of_box = weights_of(boxes, regions.gt_classes, positive, gt)
         regions.set(_CLS, of_class)
         regions.set(_BOX, of_box)
+    if settings.use_covered:
+        regions.set(_COVERED, covered_classes(gt, background).expand(len(regions), -1))
     return regions
 
 
 def _weigh_predictor(predictor: FastRCNNOutputLayers, settings: LabelWeights) -> None:
     """
     Raises:
+        ConfigError: classes may not be covered, and it has a softmax.
         ValueError: it has losses of its own, or a federated loss.
     """
     losses = predictor.losses
@@ -153,12 +159,30 @@ def _weigh_predictor(predictor: FastRCNNOutputLayers, settings: LabelWeights) ->
             "FastRCNNOutputLayers with MODEL.ROI_BOX_HEAD.USE_FED_LOSS False."
         )
 
+    if settings.use_covered and not predictor.use_sigmoid_ce:
+        raise ConfigError(
+            "MODEL.LABEL_WEIGHTS.COVERED: no class can be left out of the loss of a softmax; set "
+            "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True, or COVERED False and complete the labels with "
+            "pseudo boxes."
+        )
+
     def weighted(predictions, proposals):
+        if settings.use_covered:
+            predictions = _of_covered(predictions, proposals)
         if not all(x.has(_CLS) for x in proposals):
             return losses(predictions, proposals)
         return weighted_roi_losses(predictor, predictions, proposals, settings)
 
     predictor.losses = weighted
+
+
+def _of_covered(predictions: tuple[Tensor, Tensor], regions: list[Instances]):
+    """Predictions whose logits teach background no class that was not looked for on its image."""
+    scores, deltas = predictions
+    classes, covered = (cat([x.get(k) for x in regions]) for k in ("gt_classes", _COVERED))
+    objects = scores[:, :-1]  # the last logit, of background, has no loss
+    objects = hide_background(objects, classes == objects.shape[1], covered)
+    return cat([objects, scores[:, -1:]], dim=1), deltas
 
 
 def weighted_roi_losses(
@@ -187,14 +211,6 @@ def weighted_roi_losses(
     targets = cat(
         [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
     )
-    boxes = weighted_box_loss(
-        regions[index],
-        targets[index],
-        chosen,
-        box_weights[index],
-        predictor.box2box_transform,
-        predictor.box_reg_loss_type,
-        predictor.smooth_l1_beta,
-    )
+    boxes = weighted_box_loss(predictor, regions[index], targets[index], chosen, box_weights[index])
     losses = {"loss_cls": loss_cls, "loss_box_reg": boxes / count}
     return {k: v * predictor.loss_weight.get(k, 1.0) for k, v in losses.items()}

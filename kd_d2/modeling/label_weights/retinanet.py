@@ -11,12 +11,13 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import sigmoid_focal_loss_jit
 from torch.nn import functional as F
 
-from .box_losses import weighted_box_loss
+from .box_losses import weighted_dense_box_loss
 from .settings import LabelWeights
 
 
 def weigh_retinanet(detector: RetinaNet, settings: LabelWeights) -> None:
-    """Changes an instance; with weights of 1 and nothing to ignore, its losses stay the same."""
+    """Changes an instance; its losses stay the same where all weights are 1, there is nothing to
+    ignore, and all classes were looked for."""
     train, losses, gt = detector.forward_training, detector.losses, []
 
     def forward_training(images, features, predictions, gt_instances):
@@ -27,6 +28,7 @@ def weigh_retinanet(detector: RetinaNet, settings: LabelWeights) -> None:
     def weighted(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         squares, background = Boxes.cat(anchors).tensor, detector.num_classes
         gt_labels = settings.leave_out(gt_labels, squares, background, gt)
+        pred_logits = settings.hide_uncovered(pred_logits, gt_labels, gt)
         labels = torch.stack(gt_labels)
         positive = (labels >= 0) & (labels != background)
         weights = settings.of_anchors(gt_labels, gt_boxes, positive, gt)
@@ -60,15 +62,8 @@ def weighted_losses(
         alpha=detector.focal_loss_alpha,
         gamma=detector.focal_loss_gamma,
     )
-    squares = Boxes.cat(anchors).tensor.expand(len(gt_labels), -1, -1)
-    boxes = weighted_box_loss(
-        squares[positive],
-        torch.stack(gt_boxes)[positive],
-        cat(pred_anchor_deltas, dim=1)[positive],
-        box_weights[positive],
-        detector.box2box_transform,
-        detector.box_reg_loss_type,
-        detector.smooth_l1_beta,
+    boxes = weighted_dense_box_loss(
+        detector, anchors, gt_boxes, pred_anchor_deltas, positive, box_weights
     )
     return {
         "loss_cls": (focal * cls_weights[valid][:, None]).sum() / normalizer,

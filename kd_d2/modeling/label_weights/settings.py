@@ -1,6 +1,6 @@
-"""What trainings make of labels that weigh differently, and of objects that nobody is sure of.
+"""What trainings make of labels that weigh differently, and of what nobody is sure of.
 
-Symbols: N images, R anchors of all levels together.
+Symbols: N images, R anchors of all levels together, R_l of level l, K classes.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .covered import COVERED, covered_classes, hide_background
 from .matching import has_weights, on_uncertain, weights_of, weights_of_nearest
 
 
@@ -22,15 +23,16 @@ class LabelWeights:
     normalize: str = "count"
     use_ignore: bool = False
     overlap: float = 0.5
+    use_covered: bool = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "LabelWeights | None":
-        """None if all labels are to count alike, and all of them."""
+        """None if all labels are to count alike, all of them, and all background."""
         node = cfg.MODEL.LABEL_WEIGHTS
         weights = node.ENABLED or node.BOX_LOSS != "all"
-        if not (weights or node.IGNORE):
+        if not (weights or node.IGNORE or node.COVERED):
             return None
-        return cls(weights, node.NORMALIZE, node.IGNORE, node.IGNORE_OVERLAP)
+        return cls(weights, node.NORMALIZE, node.IGNORE, node.IGNORE_OVERLAP, node.COVERED)
 
     def leave_out(
         self, labels: list[Tensor], boxes: Tensor, background: int, gt: list[Instances]
@@ -47,6 +49,29 @@ class LabelWeights:
             x.masked_fill((x == background) & on_uncertain(boxes, y, self.overlap), -1)
             for x, y in zip(labels, gt, strict=True)
         ]
+
+    def covered(self, gt: list[Instances], num_classes: int) -> Tensor | None:
+        """Which classes (N, K) were looked for on each image; None if no image says."""
+        if not self.use_covered or not any(x.has(COVERED) for x in gt):
+            return None
+        return torch.stack([covered_classes(x, num_classes) for x in gt])
+
+    def hide_uncovered(
+        self, logits: list[Tensor], labels: list[Tensor], gt: list[Instances]
+    ) -> list[Tensor]:
+        """Logits that teach background no class that was not looked for on its image.
+
+        Args:
+            logits: (N, R_l, K) of each level.
+            labels: (R,) of each image; the background is K.
+        """
+        covered = self.covered(gt, logits[0].shape[-1])
+        if covered is None:
+            return logits
+        background = torch.stack(labels) == covered.shape[1]
+        by_level = background.split([x.shape[1] for x in logits], dim=1)
+        pairs = zip(logits, by_level, strict=True)
+        return [hide_background(x, y, covered[:, None]) for x, y in pairs]
 
     def of_anchors(
         self,
@@ -70,10 +95,7 @@ class LabelWeights:
             for x, b, p, y in zip(labels, gt_boxes, positive, gt, strict=True)
         ]
         of_class, of_box = (torch.stack(x) for x in zip(*pairs, strict=True))
-        return (
-            self.normalised(of_class, positive, positive.sum()),
-            self.normalised(of_box, positive, positive.sum()),
-        )
+        return self.normalised(of_class, positive), self.normalised(of_box, positive)
 
     def of_objects(self, boxes: Tensor, gt: list[Instances]) -> tuple[Tensor | None, Tensor | None]:
         """For detectors that give no anchor a label: weights (N, M) of the objects in the losses.
@@ -87,8 +109,7 @@ class LabelWeights:
         weights = counted = None
         if self.use_weights and has_weights(gt):
             weights = pad_sequence([*(x.gt_weights for x in gt), boxes.new_zeros(1)], True)[:-1]
-            real = weights > 0
-            weights = self.normalised(weights, real, real.sum())
+            weights = self.normalised(weights, weights > 0)
         if self.use_ignore:
             uncertain = [on_uncertain(boxes, x, self.overlap) for x in gt]
             counted = ~torch.stack(uncertain)
@@ -105,18 +126,19 @@ class LabelWeights:
         """
         pairs = zip(labels, positive, gt, strict=True)
         weights = torch.stack([weights_of_nearest(anchors, x, p, y) for x, p, y in pairs])
-        return self.normalised(weights, positive, positive.sum())
+        return self.normalised(weights, positive)
 
-    def normalised(self, weights: Tensor, counted: Tensor, count: Tensor | int) -> Tensor:
-        """The weights, or in proportion to them factors whose sum over the counted is their number.
+    def normalised(self, weights: Tensor, counted: Tensor, count: int | None = None) -> Tensor:
+        """The weights, or in proportion to them factors whose sum over the counted is ``count``.
 
         So losses that are divided by that number are divided by the sum of the weights instead.
 
         Args:
             weights, counted: equal shapes.
-            count: what the losses are divided by.
+            count: what the losses are divided by, if that is not the number of the counted.
         """
         if self.normalize == "count":
             return weights
+        count = counted.sum() if count is None else count
         total = weights.where(counted, 0.0).sum()
         return weights * (count / total.clamp(min=1e-6)).where(total > 0, 1.0)

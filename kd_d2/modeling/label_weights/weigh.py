@@ -10,15 +10,16 @@ from .settings import LabelWeights
 
 
 def weigh_labels(detector: nn.Module, cfg: CfgNode) -> None:
-    """Lets a detector's losses look at weights and at boxes to ignore, as a config wants it.
+    """Lets a detector's losses see weights, boxes to ignore and covered classes, as a config wants.
 
     Its parameters, its state dict and its inference stay the same, and so do its losses where all
-    weights are 1 and there is nothing to ignore.
+    weights are 1, there is nothing to ignore, and all classes were looked for.
 
     Args:
         detector: RetinaNet, an R-CNN, or one of ours.
 
     Raises:
+        ConfigError: classes may not be covered, and it has one loss for all of them.
         ValueError: it is none of these, and the config wants weights.
     """
     from kd_d2.modeling.detectors.one_per_cell import OnePerCellDetector
