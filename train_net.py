@@ -6,6 +6,9 @@
     python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
     torchrun --nproc_per_node 8 train_net.py --config-file ...
 
+A config of configs/PseudoLabel runs its three phases: teachers label images, the student learns
+their labels, and people's.
+
 Training writes checkpoints to OUTPUT_DIR and ends with model_student.pth and student.yaml, the
 student alone, which stock Detectron2 loads. ``KEY VALUE`` pairs at the end override the config.
 Mistakes in the command or config end with one sentence and exit code 2.
@@ -40,6 +43,9 @@ from kd_d2.engine import (
     load_config,
     user_errors,
 )
+from kd_d2.projects.pseudo_label.check_recipe import check_recipe
+from kd_d2.projects.pseudo_label.recipe import labels_images
+from kd_d2.projects.pseudo_label.training import evaluated, run_phases
 
 logger = logging.getLogger("kd_d2.train_net")
 
@@ -47,12 +53,17 @@ logger = logging.getLogger("kd_d2.train_net")
 def read_config(args):
     """Build the config of this run and check it, its data and its weights."""
     cfg = load_config(args.config_file, args.opts)
+    if labels_images(cfg) and args.eval_only:
+        cfg = evaluated(cfg)
     if args.eval_only and is_distiller(cfg) and not cfg.MODEL.KD.EVAL_TEACHER:
         # The student alone is evaluated, so a frozen teacher need not be at hand
         cfg = student_config(cfg)
     check_config(cfg)
-    check_datasets(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
-    check_num_classes(cfg, student_config(cfg).MODEL.META_ARCHITECTURE)
+    if labels_images(cfg):
+        check_recipe(cfg)
+    else:
+        check_datasets(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
+        check_num_classes(cfg, student_config(cfg).MODEL.META_ARCHITECTURE)
     if not args.eval_only:
         check_batch(cfg, args.num_gpus, args.num_machines)
     if cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS and not args.resume:
@@ -102,6 +113,12 @@ def main(args):
     """What every process of the run does."""
     with user_errors():
         cfg = read_config(args)
+    return run_phases(cfg, args, run) if labels_images(cfg) else run(cfg, args)
+
+
+def run(cfg, args):
+    """Train or evaluate, by a config that was checked."""
+    with user_errors():
         # Who evaluates a run by another config will want to resume it by its own
         of_a_run = os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
         config = os.path.join(cfg.OUTPUT_DIR, "config.yaml")

@@ -13,6 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 
 from .atomic import atomic_write
+from .class_rows import ClassLists, check_names, shaped_as_in_file, take_rows_by_name
 from .converters import FOREIGN_NAMES, misfit
 from .names import STUDENT, add_prefix, is_distillation_state, strip_module, student_state
 from .reading import CheckpointError, local_weights_path, read_checkpoint
@@ -52,6 +53,7 @@ class KDCheckpointer(DetectionCheckpointer):
         self.loaded_parts: dict[str, tuple[int, int]] = {}
         self._source = ""
         self._resuming = False
+        self._classes: ClassLists | None = None
 
     # ---------------------------------------------------------------------------- writing
 
@@ -87,12 +89,28 @@ class KDCheckpointer(DetectionCheckpointer):
 
     # ---------------------------------------------------------------------------- reading
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load(
+        self, path: str, *args: Any, classes: ClassLists | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """Load a file as Detectron2's checkpointer does.
 
+        Args:
+            path: the file; "" for none.
+            classes: if it names those of the file, what the file has for each class goes to it by
+                its name, see ``class_rows.py``.
+
         Raises:
-            CheckpointError: the file is missing, damaged, or nothing in it fits the model.
+            CheckpointError: the file is missing, damaged, or nothing in it fits the model; or its
+                classes cannot be told apart by the names.
         """
+        self._classes = classes if classes and classes.of_file else None
+        if self._classes:
+            check_names(self._classes)
+        if not path and self._classes:
+            raise CheckpointError(
+                "MODEL.WEIGHTS is empty, and MODEL.WEIGHTS_CLASSES names the classes of a file: "
+                "give the weights of a detector, or leave both empty."
+            )
         if not path:
             logger.info("MODEL.WEIGHTS is empty: all weights keep their random initial values.")
             self.loaded_parts = {}
@@ -105,8 +123,12 @@ class KDCheckpointer(DetectionCheckpointer):
             # Detectron2 leaves this set after an error, and then refuses the next load
             self._parsed_url_during_load = None
 
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+    def resume_or_load(
+        self, path: str, *, resume: bool = True, classes: ClassLists | None = None
+    ) -> dict[str, Any]:
         """Resume from the newest whole checkpoint in ``save_dir``, else load weights from ``path``.
+
+        ``classes`` are those of ``path``, see :meth:`load`; a checkpoint of the run has its own.
 
         Raises:
             CheckpointError: there are checkpoints to resume from and all of them are damaged.
@@ -129,7 +151,7 @@ class KDCheckpointer(DetectionCheckpointer):
                 self._resuming = False
             self.resumed_from = candidate
             return extra
-        return self.load(path, checkpointables=[])
+        return self.load(path, checkpointables=[], classes=classes)
 
     def require_whole(self, part: str) -> None:
         """
@@ -187,6 +209,8 @@ class KDCheckpointer(DetectionCheckpointer):
             weights = add_prefix(weights, STUDENT)
         elif checkpoint.pop("matching_heuristics", False):
             weights = self._aligned(checkpoint, weights, own)
+        if self._classes:
+            take_rows_by_name(weights, own, self._classes, self._source)
         if self._resuming:
             self._require_same_run(weights, own, checkpoint)
         fitting = {k for k, v in weights.items() if k in own and v.shape == own[k].shape}
@@ -216,9 +240,10 @@ class KDCheckpointer(DetectionCheckpointer):
                     f"{self._source} OUT.pth --config-file CONFIG"
                 )
 
-    @staticmethod
-    def _aligned(checkpoint: dict[str, Any], weights: Mapping, own: Mapping) -> Mapping:
+    def _aligned(self, checkpoint: dict[str, Any], weights: Mapping, own: Mapping) -> Mapping:
         """Names of another framework, or of a bare backbone, to the names in ``own``."""
+        if self._classes:
+            own = shaped_as_in_file(own, self._classes)
         return align_and_update_state_dicts(
             own, weights, c2_conversion=checkpoint.get("__author__") == "Caffe2"
         )

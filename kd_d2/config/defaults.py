@@ -96,6 +96,7 @@ def _add_distillation(cfg: CN) -> None:
     teacher.CHANNELS_LAST = False
     teacher.COMPILE = False
     # Frozen: its class names in the order of its outputs. Empty: those of its training data set.
+    # Peer: those of WEIGHTS, as MODEL.WEIGHTS_CLASSES are those of MODEL.WEIGHTS.
     teacher.CLASSES = []
     # Frozen: refuse a teacher that does not know the student's classes by name. Set False for
     # heads that read features only, when the teacher was trained on another data set.
@@ -121,6 +122,11 @@ def _add_solver(cfg: CN) -> None:
 
 
 def _add_data(cfg: CN) -> None:
+    # The classes of MODEL.WEIGHTS in the order of its outputs. What the classifier has learned of
+    # classes that the training data have, too, goes to them by name; others begin anew. Empty: the
+    # order is the same.
+    cfg.MODEL.WEIGHTS_CLASSES = []
+
     # What a training makes of labels that a detector has made (others weigh 1), and of images whose
     # labels are not of all classes.
     weights = cfg.MODEL.LABEL_WEIGHTS = CN()

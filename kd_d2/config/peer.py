@@ -11,13 +11,14 @@ __all__ = ["peer_config"]
 def peer_config(cfg: CfgNode) -> CfgNode:
     """The plain config of the peer: that of ``MODEL.KD.TEACHER``, or the student's if it has none.
 
-    ``MODEL.WEIGHTS`` is what it begins with: ``MODEL.KD.TEACHER.WEIGHTS`` if that is given.
+    ``MODEL.WEIGHTS`` is what it begins with: ``MODEL.KD.TEACHER.WEIGHTS`` if that is given, whose
+    classes are ``MODEL.KD.TEACHER.CLASSES``.
     """
     node = cfg.MODEL.KD.TEACHER
     peer = (load_teacher_cfg(cfg) if node.CONFIG_FILE else student_config(cfg)).clone()
     peer.defrost()
     if node.WEIGHTS:
-        peer.MODEL.WEIGHTS = node.WEIGHTS
+        peer.MODEL.WEIGHTS, peer.MODEL.WEIGHTS_CLASSES = node.WEIGHTS, list(node.CLASSES)
     if peer.MODEL.PAA.BOX_LOSS_WEIGHTING == "auto":
         peer.MODEL.PAA.BOX_LOSS_WEIGHTING = "none"
     peer.freeze()

@@ -36,7 +36,7 @@ def student_config(cfg: CfgNode) -> CfgNode:
 
 
 def without_unused_nodes(cfg: CfgNode) -> CfgNode:
-    """A copy without the nodes of detectors and heads that a config does not use."""
+    """A copy without the nodes of detectors, heads and phases that a config does not use."""
     from kd_d2.config.names import detector_node
     from kd_d2.modeling.detectors import NODES
     from kd_d2.modeling.distill_heads import DISTILL_HEAD_REGISTRY
@@ -51,6 +51,8 @@ def without_unused_nodes(cfg: CfgNode) -> CfgNode:
             del model[node]
     if LabelWeights.from_config(cfg) is None:
         del model["LABEL_WEIGHTS"]
+    if not cfg.PSEUDO_LABEL.TEACHERS:
+        del used["PSEUDO_LABEL"]
     if not (is_distiller(cfg) and cfg.MODEL.KD.ENABLED):
         del model["KD"]
         return used

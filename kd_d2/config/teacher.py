@@ -40,7 +40,7 @@ def own_settings(cfg: CfgNode) -> dict:
 
     default = get_kd_cfg()
     values, usual = ({key: _value(c, key) for key in flat_keys(c)} for c in (cfg, default))
-    skipped = ("MODEL.DEVICE", "MODEL.WEIGHTS")
+    skipped = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.WEIGHTS_CLASSES")
     return {
         key: value
         for key, value in values.items()

@@ -28,6 +28,7 @@ from kd_d2.modeling.regions import REGION_VALUES
 __all__ = ["VALUES"]
 
 _NAMES = list_of(text, "names, e.g. ['p3', 'p4']")
+_CLASS_NAMES = list_of(text, "class names")
 _LEVELS = list_of(text, "names of feature levels, e.g. ['p3', 'p4']", empty=False)
 _STEPS = list_of(whole(0), "iterations, e.g. (6000, 8000)")
 _SIZES = list_of(whole(0), "whole numbers of pixels, e.g. (640, 800)", empty=False)
@@ -154,6 +155,7 @@ VALUES: dict[str, dict[str, Rule]] = {
     "MODEL": {
         "DEVICE": device,
         "WEIGHTS": Rule(text.fits, "a file or an address, or '' for random weights"),
+        "WEIGHTS_CLASSES": _CLASS_NAMES,
         "PIXEL_MEAN": list_of(number(), "numbers, one for each channel", empty=False),
         "PIXEL_STD": list_of(number(above=0), "numbers above 0, one for each channel", empty=False),
     },
@@ -313,7 +315,7 @@ VALUES: dict[str, dict[str, Rule]] = {
         "ALLOW_PARTIAL_WEIGHTS": truth,
         "CHANNELS_LAST": truth,
         "COMPILE": truth,
-        "CLASSES": list_of(text, "class names"),
+        "CLASSES": _CLASS_NAMES,
         "REQUIRE_SAME_CLASSES": truth,
     },
     **HEAD_VALUES,

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -14,7 +14,7 @@ from .labels import check_test_masks, has_mask_head
 from .prefixes import register_by_prefix
 from .reading import read_dataset
 
-__all__ = ["check_datasets", "check_num_classes"]
+__all__ = ["check_available", "check_datasets", "check_num_classes", "class_names"]
 
 _checked: dict[tuple[str, bool], Callable] = {}  # test sets, as they were registered then
 
@@ -32,8 +32,8 @@ def check_datasets(cfg: CfgNode, keys: Iterable[str] = ("TRAIN", "TEST")) -> Non
             where nothing is trained.
 
     Raises:
-        ValueError: there is none, a name is not registered, or a test set cannot be read or lacks
-            the masks that are evaluated.
+        ValueError: there is none, a name is not registered, or a test set cannot be read, lacks the
+            masks that are evaluated or is for training only.
         FileNotFoundError: annotations or images of a COCO-style data set are not where they belong.
     """
     keys = list(keys)
@@ -41,12 +41,25 @@ def check_datasets(cfg: CfgNode, keys: Iterable[str] = ("TRAIN", "TEST")) -> Non
         raise ValueError(
             f"DATASETS.{keys[0]} is empty: give a config that names its data sets (--config-file)."
         )
-    needed = {name: key for key in keys for name in cfg.DATASETS[key]}
+    check_available({name: f"DATASETS.{key}" for key in keys for name in cfg.DATASETS[key]})
+    for name in cfg.DATASETS.TEST if "TEST" in keys else ():
+        _check_test_set(name, has_mask_head(cfg))
+
+
+def check_available(needed: Mapping[str, str]) -> None:
+    """Check that data sets are registered, or can be by their prefix, and their files there.
+
+    Args:
+        needed: name -> where it is named, for people.
+
+    Raises:
+        ValueError, FileNotFoundError: see `check_datasets`.
+    """
     register_by_prefix(needed)
-    for name, key in needed.items():
+    for name, where in needed.items():
         if name not in DatasetCatalog:
             raise ValueError(
-                f"DATASETS.{key} names the data set '{name}', which is not registered; "
+                f"{where} names the data set '{name}', which is not registered; "
                 f"{_alternatives(name)}."
             )
     missing = dict.fromkeys(text for name in needed if (text := _missing_files(name)))
@@ -56,13 +69,16 @@ def check_datasets(cfg: CfgNode, keys: Iterable[str] = ("TRAIN", "TEST")) -> Non
             f"{'; '.join(missing)}: put the files there (see datasets/README.md), or set "
             f"DETECTRON2_DATASETS (now {root}) to the folder that has them."
         )
-    for name in cfg.DATASETS.TEST if "TEST" in keys else ():
-        _check_test_set(name, has_mask_head(cfg))
 
 
 def _check_test_set(name: str, has_masks: bool) -> None:
     """Read a test set, once in a process."""
     metadata, load = MetadataCatalog.get(name), DatasetCatalog[name]
+    if metadata.get("only_for_training", False):
+        raise ValueError(
+            f"DATASETS.TEST names '{name}', in which labels are missing or made by a detector: "
+            "name a data set that people have labelled."
+        )
     if metadata.get("generated", False) or _checked.get((name, has_masks)) is load:
         return
     records = read_dataset(name)
@@ -101,30 +117,59 @@ def _missing_files(name: str) -> str | None:
     )
 
 
+def class_names(dataset: str) -> list[str] | None:
+    """The names of a data set's classes; None where they are not known, or not yet."""
+    if dataset not in DatasetCatalog:  # `get` would create its metadata
+        return None
+    classes = MetadataCatalog.get(dataset).get("thing_classes")
+    return None if classes is None else list(classes)
+
+
 def check_num_classes(cfg: CfgNode, student_meta_arch: str) -> None:
-    """Check that the student has an output for each class of its data sets.
+    """Check that the student has an output for each class of its data sets, and in one order.
 
     Only data sets whose classes are known are checked (COCO's and the built-in ones from the start,
-    others when they have been read), and only detectors that have one key for the number.
+    others when they have been read), and the number only of detectors that have one key for it.
 
     Args:
         cfg: a finished config.
         student_meta_arch: name of the student's META_ARCHITECTURE.
 
     Raises:
-        ValueError: the number of classes differs.
+        ValueError: the number of classes differs, or equally many have other names or another order
+            than those of the training data.
     """
     node = detector_node(student_meta_arch)
     value = cfg.MODEL.get(node, {}).get("NUM_CLASSES")
-    if value is None:
-        return
     key = f"MODEL.{node}.NUM_CLASSES"
-    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
-        # `get` on an unknown name would create its metadata.
-        classes = MetadataCatalog.get(name).get("thing_classes") if name in DatasetCatalog else None
-        if classes is not None and len(classes) != value:
+    names = dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    known = {name: classes for name in names if (classes := class_names(name)) is not None}
+    for name, classes in known.items():
+        if value is not None and len(classes) != value:
             raise ValueError(
                 f"The data set '{name}' has {len(classes)} class{'es' * (len(classes) != 1)} but "
                 f"{key} is {value}: "
                 f"set {key} to {len(classes)}."
             )
+    trained = next((name for name in cfg.DATASETS.TRAIN if name in known), None)
+    for name, classes in known.items() if trained else ():
+        if problem := _other_classes(classes, known[trained]):
+            raise ValueError(
+                f"The data set '{name}' {problem} than '{trained}', with which the detector is "
+                "trained: give both the same class names in the same order."
+            )
+
+
+def _other_classes(given: list[str], wanted: list[str]) -> str:
+    """How equally many classes differ; "" if they do not.
+
+    >>> _other_classes(["cat", "dog"], ["dog", "cat"])
+    "has the classes in another order (class 0 is 'cat' instead of 'dog')"
+    >>> _other_classes(["cat", "cow"], ["cat", "dog"])
+    "has other classes (class 1 is 'cow' instead of 'dog')"
+    """
+    if given == wanted or len(given) != len(wanted):
+        return ""
+    what = "the classes in another order" if set(given) == set(wanted) else "other classes"
+    i = next(i for i, pair in enumerate(zip(given, wanted, strict=True)) if pair[0] != pair[1])
+    return f"has {what} (class {i} is '{given[i]}' instead of '{wanted[i]}')"

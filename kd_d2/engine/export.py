@@ -143,6 +143,8 @@ def student_yaml(cfg: CfgNode, weights: str) -> str:
     else:
         loads = "Has parts of kd_d2: read it with kd_d2.get_kd_cfg().merge_from_file(this file)."
         student.MODEL.pop("KD", None)
+        student.pop("PSEUDO_LABEL", None)
+        student.MODEL.pop("WEIGHTS_CLASSES", None)  # of the weights that the run began with
     return (
         f"# The student of a kd_d2 run, without its teacher. {loads}\n"
         "# MODEL.WEIGHTS is the file as it was written; change it if you move the folder.\n"

@@ -10,11 +10,11 @@ from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
 from torch import nn
 
-from kd_d2.checkpoint import KDCheckpointer, peer_state
+from kd_d2.checkpoint import ClassLists, KDCheckpointer, peer_state
 from kd_d2.config.check import check_config
 from kd_d2.config.student import is_distiller, student_config
 from kd_d2.data.mappers import RobustDatasetMapper
-from kd_d2.data.requirements import check_datasets, check_num_classes
+from kd_d2.data.requirements import check_datasets, check_num_classes, class_names
 from kd_d2.data.strong_augmentation import StrongAugmentation
 from kd_d2.data.weighted_labels import WeightedLabelMapper
 from kd_d2.modeling.inheritance import inherit
@@ -102,9 +102,12 @@ class DistillationTrainer(DefaultTrainer):
 
         A module with a method ``start_run()`` has states that belong to one run, such as counts
         since its start. It is called where a run begins, after the weights are read. A trainable
-        teacher with ``load_initial_weights()`` then reads its own, unless MODEL.WEIGHTS has them.
+        teacher with ``load_initial_weights(classes)``, the names of the data's classes, then reads
+        its own, unless MODEL.WEIGHTS has them.
         """
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        classes = class_names(self.cfg.DATASETS.TRAIN[0]) or []
+        lists = ClassLists(self.cfg.MODEL.WEIGHTS_CLASSES, classes)
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume, classes=lists)
         file = self.checkpointer.resumed_from
         if file is not None:
             self.start_iter = self.iter + 1
@@ -132,7 +135,7 @@ class DistillationTrainer(DefaultTrainer):
         peer = getattr(model, "teacher", None)
         filled, _ = self.checkpointer.loaded_parts.get("teacher", (0, 0))
         if hasattr(peer, "load_initial_weights") and not filled:
-            peer.load_initial_weights()
+            peer.load_initial_weights(classes)
         if self.cfg.MODEL.KD.INHERIT:
             self._inherit()
         if not resume and self.checkpointer.earlier_checkpoints():

@@ -33,6 +33,7 @@ class Job:
         iterations: length of the schedule.
         cost: expected time of an iteration relative to the other jobs', until it is measured.
         num_gpus: passed on to train_net.py.
+        part: folder below ``output`` of the training that is watched, where there are several.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Job:
     overrides: dict[str, str] = field(default_factory=dict)
     cost: float = 1.0
     num_gpus: int = 0
+    part: str = ""
     status: str = field(default="waiting", init=False)  # waiting, running, finished, kept
     done: int = field(default=0, init=False)
     ap: float | None = field(default=None, init=False)
@@ -52,7 +54,7 @@ class Job:
     @property
     def metrics(self) -> Metrics:
         """What the run has written so far."""
-        return Metrics.read(self.output / "metrics.json")
+        return Metrics.read(self.output / self.part / "metrics.json")
 
     def command(self, train_net: Path, resume: bool = False) -> list[str]:
         """The command line, as a user would type it."""

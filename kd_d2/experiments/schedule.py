@@ -2,6 +2,7 @@
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from kd_d2.config.schedule import scaled_steps
 from kd_d2.data.requirements import check_datasets
 from kd_d2.engine import load_config
 
@@ -28,12 +29,9 @@ def schedule_overrides(config: str, iterations: int | None) -> tuple[dict[str, s
     def scaled(value: int) -> int:
         return max(1, round(value * iterations / length))
 
-    # In a very short schedule steps may fall together, or on its end.
-    steps = sorted({scaled(step) for step in cfg.SOLVER.STEPS} - {iterations})
-    steps = ",".join(map(str, steps))
     overrides = {
         "SOLVER.MAX_ITER": iterations,
-        "SOLVER.STEPS": f"({steps},)" if steps else "()",
+        "SOLVER.STEPS": scaled_steps(cfg.SOLVER.STEPS, length, iterations),
         "SOLVER.WARMUP_ITERS": scaled(cfg.SOLVER.WARMUP_ITERS) if cfg.SOLVER.WARMUP_ITERS else 0,
         "SOLVER.CHECKPOINT_PERIOD": iterations,
         "TEST.EVAL_PERIOD": scaled(cfg.TEST.EVAL_PERIOD) if cfg.TEST.EVAL_PERIOD else 0,

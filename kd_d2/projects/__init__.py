@@ -13,13 +13,13 @@ from types import ModuleType
 
 from detectron2.config import CfgNode
 
-# package -> (folder in the checkout, config function, config check; "" without keys of its own)
+# package -> (folder in the checkout, config function, config check)
 PROJECTS = {
     "lgd": ("LGD", "add_lgd_config", "check_lgd_config"),
     "pgd": ("PGD", "add_pgd_config", "check_pgd_config"),
     "gdetkd": ("GDetKD", "add_gdetkd_config", "check_gdetkd_config"),
     "lad": ("LAD", "add_lad_config", "check_lad_config"),
-    "pseudo_label": ("PseudoLabel", "", ""),
+    "pseudo_label": ("PseudoLabel", "add_pseudo_label_config", "check_pseudo_label_config"),
 }
 _ROOT = Path(__file__).resolve().parents[2] / "projects"
 
@@ -50,8 +50,7 @@ def register_projects() -> dict[str, ModuleType]:
 
 def _each(function: int):
     for package, module in register_projects().items():
-        if name := PROJECTS[package][function]:
-            yield getattr(module, name)
+        yield getattr(module, PROJECTS[package][function])
 
 
 def add_project_configs(cfg: CfgNode) -> None:

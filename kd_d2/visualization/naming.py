@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
 from kd_d2.config.teacher import load_teacher_cfg
+from kd_d2.data.prefixes import register_by_prefix
 from kd_d2.visualization.detections import Boxes2D
 
 
@@ -40,7 +41,9 @@ def known_names(cfg: CfgNode, num_classes: int) -> list[str] | None:
 
     A data set that must be read before it knows its classes is read, if it can be.
     """
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+    names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+    register_by_prefix(names)
+    for name in names:
         if name not in DatasetCatalog:
             continue
         if MetadataCatalog.get(name).get("thing_classes") is None:

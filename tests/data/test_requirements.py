@@ -98,3 +98,62 @@ def test_classes_that_nobody_knows_are_not_checked(tiny_coco):
     assert "never_heard_of" not in MetadataCatalog
     check_num_classes(_cfg(train=("shapes_train",)), "SomebodysDetector")
     check_num_classes(_cfg(train=("shapes_train",)), "FCOS")  # no MODEL.FCOS in this config
+
+
+@pytest.fixture
+def named():
+    """Registers data sets with these classes, read or not: (name, classes or None)."""
+    names = []
+
+    def register(name, classes):
+        DatasetCatalog.register(name, list)
+        names.append(name)
+        if classes is not None:
+            MetadataCatalog.get(name).thing_classes = classes
+        return name
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    "classes, words",
+    [
+        (["cat", "cow", "dog"], r"'their_val' has the classes in another order \(class 1 is 'cow'"),
+        (
+            ["cat", "dog", "owl"],
+            r"'their_val' has other classes \(class 2 is 'owl' instead of 'cow'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("arch", ["RetinaNet", "SomebodysDetector"])
+def test_train_and_test_sets_have_one_order(named, arch, classes, words):
+    cfg = _cfg((named("my_train", ["cat", "dog", "cow"]),), (named("their_val", classes),))
+    cfg.MODEL.RETINANET.NUM_CLASSES = 3
+    with pytest.raises(ValueError, match=f"{words}.* than 'my_train'.*: give both") as told:
+        check_num_classes(cfg, arch)
+    assert "\n" not in str(told.value)
+    cfg.DATASETS.TEST = ()
+    check_num_classes(cfg, arch)
+    cfg.DATASETS.TRAIN = ("my_train", "their_val")
+    with pytest.raises(ValueError, match=words):
+        check_num_classes(cfg, arch)
+
+
+def test_orders_are_compared_where_they_are_known(named):
+    known = named("my_train", ["cat", "dog"]), named("my_val", ("cat", "dog"))
+    unread, other = named("unread", None), named("another", ["dog", "cat"])
+    for train, test in (
+        (known[:1], known[1:]),
+        (known[:1], (unread,)),
+        ((unread,), (other,)),
+        ((unread,), (*known, other)),  # of a training set that nobody knows
+        ((), (*known, other)),
+    ):
+        check_num_classes(_cfg(train, test), "SomebodysDetector")
+    with pytest.raises(ValueError, match="'another' has the classes in another order"):
+        check_num_classes(_cfg((unread, known[0]), (known[1], other)), "SomebodysDetector")
+    # another number is another matter
+    check_num_classes(_cfg(known, (named("more", list("abc")),)), "SomebodysDetector")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from kd_d2.config.rules import ConfigError
 from kd_d2.registry import unknown_name
 
 DROP = "drop"
@@ -48,32 +49,52 @@ class Unified:
         return np.array([len(teachers) for teachers in self.known_by])
 
 
-def unify(maps: Sequence[Mapping[int, str | None]]) -> Unified:
+def unify(maps: Sequence[Mapping[int, str | None]], order: Sequence[str] = ()) -> Unified:
     """
     Args:
         maps: of each teacher, own number of a class, from 0 without gaps -> unified name, or None
             for a class that is dropped.
+        order: all unified names, each once; none: the order in which the teachers' own lists first
+            name them.
 
     Returns:
-        the unified classes, in the order in which the teachers' own lists first name them.
+        the unified classes in that order.
 
     Raises:
         ClassMapError: no class is left.
+        ConfigError: the order lacks a name, or has one that is none of the teachers'.
 
     >>> unified = unify([{0: "person", 1: None, 2: "car"}, {0: "car", 1: "helmet"}])
     >>> unified.names, unified.known_by
     (('person', 'car', 'helmet'), ((0,), (0, 1), (1,)))
     >>> [x.tolist() for x in unified.lookup]
     [[0, -1, 1], [1, 2]]
+    >>> unify([{0: "person", 1: "car"}], ["car", "person"]).lookup[0].tolist()
+    [1, 0]
     """
     own = [[classes[number] for number in sorted(classes)] for classes in maps]
     names = tuple(dict.fromkeys(name for classes in own for name in classes if name is not None))
     if not names:
         raise ClassMapError("The class maps drop all classes of all teachers: keep at least one.")
+    if order:
+        _check_order(order, names)
+        names = tuple(order)
     number = {name: k for k, name in enumerate(names)} | {None: -1}
     lookup = tuple(np.array([number[name] for name in classes], np.int16) for classes in own)
     known_by = tuple(tuple(t for t, own_ in enumerate(own) if name in own_) for name in names)
     return Unified(names, lookup, known_by)
+
+
+def _check_order(order: Sequence[str], names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in order]
+    surplus = [name for name in order if name not in names]
+    faults = [f"lack {_some(missing)}"] * bool(missing)
+    faults += [f"name {_some(surplus)}, which no teacher has"] * bool(surplus)
+    if faults:
+        raise ConfigError(
+            f"The classes {' and '.join(faults)}: they must be the teachers' classes, as the class "
+            "maps call them, all of them and no others."
+        )
 
 
 def identity(classes: Sequence[str]) -> dict[int, str | None]:

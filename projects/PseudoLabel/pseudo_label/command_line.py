@@ -1,24 +1,20 @@
 """What ``tools/pseudo_label.py`` can be asked for: a subcommand a stage, and all in a row."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
-from kd_d2.config.rules import ConfigError
-from kd_d2.data.reading import read_dataset
-
 from . import generate as generating
-from .export import FORMATS, IGNORE_MODES, ExportSettings, export_run
+from .arguments import category_ids, class_names, label_set, pair
+from .export import FORMATS, IGNORE_MODES, ExportSettings, checked_ids, export_run
 from .filter import filter_run
 from .filters import EMPTY_IMAGES, FilterSettings
 from .label_set import LabelSet
-from .merge import merge_run
+from .merge import merge_run, unify_classes
 from .merge_settings import MODES, MergeSettings
 from .merging import SCORE_TYPES
+from .offline import label_images
 from .report import write_report
 from .run_folder import RunFolder
 from .sheet import SheetSettings, write_sheet
@@ -26,8 +22,6 @@ from .statistics import statistics
 from .thresholds import THRESHOLD_MODES
 from .verify import verify
 from .weights import WEIGHT_MODES
-
-_AFTER = ("merge", "filter", "export", "report", "sheet")
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -53,13 +47,30 @@ def run_stages(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: it cannot be done; the message says why, and what to do.
     """
-    if args.stage != "all":
-        return STAGES[args.stage][1](args)
-    checked = [settings(args) for settings in (_merge, _filter, _export, _sheet)]
-    del checked  # before hours are spent
-    _generate(args)
-    args.run = Path(args.output)
-    return max(STAGES[stage][1](args) for stage in _AFTER)
+    return _run_all(args) if args.stage == "all" else STAGES[args.stage][1](args)
+
+
+def _run_all(args: argparse.Namespace) -> int:
+    # all that can be wrong is looked at before hours are spent
+    merge, filter_, export, sheet = _merge(args), _filter(args), _export(args), _sheet(args)
+    labels, ids = merge.labels, category_ids(args.category_ids)
+    truth = _truth(args, labels)
+    run, settings = generating.from_arguments(args)
+    unified, _ = unify_classes(run, merge)
+    checked_ids(list(unified.names), ids)
+    _generated(run, settings)
+    folder = label_images(
+        RunFolder(args.output),
+        merge,
+        filter_,
+        export,
+        labels=labels,
+        truth=truth,
+        sheet=sheet,
+        category_ids=ids,
+        progress=_progress,
+    )
+    return _say([folder, *(folder.with_name(x) for x in ("report", "sheet"))])
 
 
 def _say(paths: list[Path]) -> int:
@@ -77,7 +88,11 @@ def _progress(done: int, number: int) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    report = generating.generate(*generating.from_arguments(args))
+    return _generated(*generating.from_arguments(args))
+
+
+def _generated(run: RunFolder, settings: generating.GenerateSettings) -> int:
+    report = generating.generate(run, settings)
     print(
         f"{report.detections} detections in {report.images} images, {report.failed} of which "
         f"cannot be read; {report.images_per_second:.1f} images/s here."
@@ -93,6 +108,8 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--class-map", action="append", default=[], metavar="NAME=FILE",
         help="what the classes of a teacher are called; without, as the teacher does")  # fmt: skip
+    add("--classes", metavar="DATASET|FILE.txt",
+        help="order of all classes: as a data set has them, or a name a line")  # fmt: skip
     add("--merge", choices=MODES, default=default.mode, help="default %(default)s")
     add("--merge-iou", type=float, help=f"IoU that makes two boxes one; default {MODES}")
     add("--score-type", choices=SCORE_TYPES, default=default.score_type, help="of wbf")
@@ -106,7 +123,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
 
 def _merge(args: argparse.Namespace) -> MergeSettings:
     return MergeSettings(
-        class_maps=dict(_pair("--class-map", x) for x in args.class_map),
+        class_maps=dict(pair("--class-map", x) for x in args.class_map),
         mode=args.merge,
         iou=args.merge_iou,
         score_type=args.score_type,
@@ -114,24 +131,9 @@ def _merge(args: argparse.Namespace) -> MergeSettings:
         threshold_mode=args.thresholds,
         threshold=args.threshold,
         threshold_file=args.threshold_file,
-        labels=_labels(args.labels),
+        labels=label_set("--labels", args.labels),
+        classes=class_names(args.classes),
     )
-
-
-def _pair(argument: str, text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise ConfigError(f"{argument} is {text!r}: it must be NAME=FILE.")
-    return name, value
-
-
-def _labels(name: str | None) -> LabelSet | None:
-    if name is None:
-        return None
-    if name not in DatasetCatalog:
-        raise ConfigError(f"--labels {name}: there is no data set of that name.")
-    records = read_dataset(name)
-    return LabelSet(records, MetadataCatalog.get(name).thing_classes, name)
 
 
 def _run_merge(args: argparse.Namespace) -> int:
@@ -201,23 +203,8 @@ def _export(args: argparse.Namespace) -> ExportSettings:
     )
 
 
-def _category_ids(path: str | None) -> dict[str, int] | None:
-    if path is None:
-        return None
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if "categories" in content:
-            return {x["name"]: x["id"] for x in content["categories"]}
-        return {str(name): int(i) for name, i in content.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(
-            f"--category-ids {path} cannot be read ({error}): give a JSON file of class -> id, or "
-            "one in COCO's format."
-        ) from None
-
-
 def _run_export(args: argparse.Namespace) -> int:
-    ids = _category_ids(args.category_ids)
+    ids = category_ids(args.category_ids)
     return _say(export_run(RunFolder(args.run), _export(args), ids))
 
 
@@ -230,10 +217,14 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--truth", metavar="DATASET", help="labels of images of the run")
 
 
+def _truth(args: argparse.Namespace, labels: LabelSet | None) -> LabelSet | None:
+    """What ``--truth`` names; a data set that ``--labels`` names, too, is not read twice."""
+    return labels if args.truth == args.labels else label_set("--truth", args.truth)
+
+
 def _run_report(args: argparse.Namespace) -> int:
-    run = RunFolder(args.run)
-    found = statistics(run, _labels(args.labels), _labels(args.truth))
-    return _say(write_report(run, found))
+    run, labels = RunFolder(args.run), label_set("--labels", args.labels)
+    return _say(write_report(run, statistics(run, labels, _truth(args, labels))))
 
 
 def _add_sheet(parser: argparse.ArgumentParser) -> None:

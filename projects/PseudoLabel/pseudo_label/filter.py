@@ -27,8 +27,8 @@ from .shards import (
     USED,
     Shard,
     ShardContents,
-    is_done,
     read_shard,
+    undone,
     write_shard,
 )
 from .stage_files import shards_to_do, stage_is_done, write_stage
@@ -54,10 +54,10 @@ def filter_run(run: RunFolder, settings: FilterSettings) -> Path:
         ShardError: merged shards are of another run, or were changed.
     """
     merge = read_stage(run, "merge")
-    missing = sum(not is_done(run.merged, shard, merge["hash"]) for shard in run.shards)
+    missing = undone(run.merged, run.shards, merge["hash"])
     if missing:
         raise RunError(
-            f"{missing} of {len(run.shards)} shards in {run.merged} are not complete: run the "
+            f"{len(missing)} of {len(run.shards)} shards in {run.merged} are not complete: run the "
             "stage merge again."
         )
     categories = merge["categories"]

@@ -12,7 +12,7 @@ import numpy as np
 from kd_d2.config.rules import ConfigError
 
 from .detections import Detections
-from .overlaps import overlapping, without_overlapped
+from .overlaps import overlapping, place_in_group, without_overlapped
 from .shards import AMBIGUOUS, EMPTY, FAILED, UNCERTAIN, USED
 
 EMPTY_IMAGES = ("auto", "keep", "drop")
@@ -177,10 +177,8 @@ def _beyond(d: Detections, chosen: np.ndarray, most: int) -> np.ndarray:
     """(n,) bool, those of the chosen that are not among the ``most`` best ones of their image."""
     order = np.lexsort((-d.score, d.image))
     order = order[chosen[order]]
-    image = d.image[order]
-    rank = np.arange(len(order)) - np.searchsorted(image, image)
     beyond = np.zeros(len(d), bool)
-    beyond[order[rank >= most]] = True
+    beyond[order[place_in_group(d.image[order]) >= most]] = True
     return beyond
 
 

@@ -16,7 +16,6 @@ import torch
 from tqdm import tqdm
 
 from kd_d2.checkpoint import atomic_write
-from kd_d2.config.rules import ConfigError
 
 from .claims import Claims
 from .prepare import prepare_run
@@ -27,7 +26,7 @@ from .shard_queue import ShardQueue
 from .shards import read_shard
 from .sources import check_no_leak, from_names
 from .stopping import StopRequest
-from .teachers import TeacherSource
+from .teachers import parse_teacher
 from .worker import Worker
 
 __all__ = [
@@ -205,21 +204,9 @@ def from_arguments(args: argparse.Namespace) -> tuple[RunFolder, GenerateSetting
         max_failed_share=args.max_failed_share,
     )
     settings.torch_device()
-    teachers = [_teacher(text, args.opts) for text in args.teacher]
+    teachers = [parse_teacher(text, args.opts) for text in args.teacher]
     root, images = from_names(args.images, args.image_root)
     check_no_leak(images, args.forbid)
     about = {"licence": args.licence, "origin": args.origin}
     run = prepare_run(args.output, images, root, teachers, settings, args.new_run, **about)
     return run, settings
-
-
-def _teacher(text: str, opts: list[str]) -> TeacherSource:
-    """
-    >>> _teacher("big=retinanet.yaml,model.pth", [])
-    TeacherSource(name='big', config_file='retinanet.yaml', weights='model.pth', opts=[])
-    """
-    name, equals, files = text.partition("=")
-    config, _, weights = files.partition(",")
-    if not (name and equals and config):
-        raise ConfigError(f"--teacher is {text!r}: it must be NAME=CONFIG or NAME=CONFIG,WEIGHTS.")
-    return TeacherSource(name, config, weights, opts)

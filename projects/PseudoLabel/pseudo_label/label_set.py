@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from kd_d2.config.rules import ConfigError
+from kd_d2.data.reading import read_dataset
+from kd_d2.data.requirements import check_available
 
 from .detections import Detections
 from .merging import best_first
-from .overlaps import groups, overlapping, own_share
-from .run_folder import ImageRecord
+from .overlaps import groups, overlapping, own_share, place_in_group
+from .run_folder import ImageRecord, hash_of
 
 
 @dataclass
@@ -69,6 +72,21 @@ class LabelSet:
         found = np.array(found, np.int64)
         return np.bincount(found[found >= 0], minlength=len(names))
 
+    def digest(self) -> str:
+        """Hash of its name, classes, images and boxes."""
+        images = [
+            [
+                record["file_name"],
+                record.get("image_id"),
+                [
+                    [list(a["bbox"]), a["bbox_mode"], a["category_id"], a.get("iscrowd", 0)]
+                    for a in record.get("annotations", ())
+                ],
+            ]
+            for record in self.dicts
+        ]
+        return hash_of([self.name, list(self.classes), images])
+
     def by_file(self) -> dict[Any, Mapping[str, Any]]:
         """Each image's record by its path, and by its id and name."""
         found: dict[Any, Mapping[str, Any]] = {}
@@ -95,6 +113,20 @@ class LabelSet:
         """The unified class of each own class, -1 for none."""
         unified = {name: number for number, name in enumerate(names)}
         return [unified.get(name, -1) for name in self.classes]
+
+
+def read_label_set(name: str, where: str) -> LabelSet:
+    """A registered data set, or one whose name has a known prefix.
+
+    Args:
+        where: it is named, for people.
+
+    Raises:
+        ConfigError: it has no labels.
+        ValueError, OSError: it is unknown, or cannot be read.
+    """
+    check_available({name: where})
+    return LabelSet(read_dataset(name), MetadataCatalog.get(name).thing_classes, name)
 
 
 def find_record(labelled: Mapping[Any, Mapping[str, Any]], image: ImageRecord):
@@ -125,7 +157,7 @@ def judge(d: Detections, labels: Labels, least: float = 0.5) -> tuple[Detections
     """
     d = best_first(d)
     group, of_label = groups(d.image, d.category), groups(labels.image, labels.category)
-    rank = np.arange(len(d)) - np.searchsorted(group, group)
+    rank = place_in_group(group)
     single, crowd = ~labels.crowd, labels.crowd
     i, j, share = overlapping(group, d.box, of_label[single], labels.box[single], least)
     order = np.lexsort((j, -share, i, rank[i]))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .detections import Detections
 from .run_folder import ImageRecord, RunError, RunFolder
-from .shards import FAILED, USED, Shard, is_done, read_shard
+from .shards import FAILED, USED, Shard, read_shard, undone
 
 STAGES = ("merge", "filter")
 
@@ -108,10 +108,10 @@ class LabelledRun:
                 "thresholds: run the stage filter again."
             )
         for folder, made_by in zip((run.merged, run.filtered, run.ignored), hashes, strict=True):
-            missing = sum(not is_done(folder, shard, made_by) for shard in run.shards)
+            missing = undone(folder, run.shards, made_by)
             if missing:
                 raise RunError(
-                    f"{missing} of {len(run.shards)} shards in {folder} are missing or not "
+                    f"{len(missing)} of {len(run.shards)} shards in {folder} are missing or not "
                     "complete: run merge and then filter again."
                 )
 

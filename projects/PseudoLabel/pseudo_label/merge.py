@@ -79,8 +79,7 @@ def merge_run(
         ConfigError, ClassMapError: settings that do not fit the run.
         ShardError: raw shards are of another run, or were changed.
     """
-    _check_names(run, settings)
-    unified, parents = _unify(run, settings)
+    unified, parents = unify_classes(run, settings)
     check_generated(run)
     thresholds = teacher_thresholds(run, unified, settings)
     plan = _plan(settings, unified, parents, thresholds)
@@ -148,13 +147,20 @@ def _check_names(run: RunFolder, settings: MergeSettings) -> None:
         )
 
 
-def _unify(run: RunFolder, settings: MergeSettings) -> tuple[Unified, dict[int, int]]:
+def unify_classes(run: RunFolder, settings: MergeSettings) -> tuple[Unified, dict[int, int]]:
+    """The unified classes of a run, and child -> parent by their numbers; needs no detections.
+
+    Raises:
+        ConfigError, ClassMapError: settings that do not fit the run.
+    """
+    _check_names(run, settings)
     paths = [settings.class_maps.get(t.name) for t in run.teachers]
     unified = unify(
         [
             identity(teacher.classes) if path is None else read_class_map(path, teacher.classes)
             for teacher, path in zip(run.teachers, paths)
-        ]
+        ],
+        settings.classes,
     )
     return unified, read_parents([x for x in paths if x is not None], unified.names)
 

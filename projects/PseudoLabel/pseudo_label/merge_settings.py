@@ -1,5 +1,6 @@
 """What a user can say about the stage merge."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from .thresholds import LIMITS, THRESHOLD_MODES
 
 MODES = {"nms": 0.6, "wbf": 0.55, "vote": 0.5}
 """Ways of merging, and the IoU of each that makes two boxes one."""
-_NEEDS_LABELS = ("per_class_fbeta", "per_class_count")
+NEEDS_LABELS = ("per_class_fbeta", "per_class_count")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class MergeSettings:
     Attributes:
         class_maps: teacher -> file of its class map; None, or left out: its classes keep their
             names.
+        classes: names of all unified classes in the order that their numbers shall have, such as
+            that of a student's test set; none: the order in which the teachers first name them.
         mode: one of ``MODES``.
         iou: None for the mode's own.
         score_type: of wbf, one of ``merging.SCORE_TYPES``.
@@ -40,6 +43,7 @@ class MergeSettings:
     """
 
     class_maps: Mapping[str, str | Path | None] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     mode: str = "nms"
     iou: float | None = None
     score_type: str = "avg"
@@ -54,6 +58,10 @@ class MergeSettings:
     parent_iou: float = 0.7
 
     def __post_init__(self):
+        object.__setattr__(self, "classes", tuple(self.classes))
+        twice = [name for name, count in Counter(self.classes).items() if count > 1]
+        if twice:
+            raise ConfigError(f"classes has {twice[0]!r} more than once: name each class once.")
         for key, known in (
             ("mode", MODES),
             ("score_type", SCORE_TYPES),
@@ -79,7 +87,7 @@ class MergeSettings:
             raise ConfigError("weights of teachers count with the mode wbf only: leave them out.")
         if (self.threshold_mode == "file") != (self.threshold_file is not None):
             raise ConfigError("threshold_mode 'file' and a threshold_file go together: give both.")
-        if self.threshold_mode in _NEEDS_LABELS and self.labels is None:
+        if self.threshold_mode in NEEDS_LABELS and self.labels is None:
             raise ConfigError(f"{self.threshold_mode} needs a labelled data set: name one.")
 
     @property
@@ -88,7 +96,9 @@ class MergeSettings:
 
     def record(self) -> dict[str, Any]:
         """For ``merge.json``."""
-        return {
+        # left out where it is not used, so that the bytes of such exports stay
+        order = {"classes": list(self.classes)} if self.classes else {}
+        return order | {
             "mode": self.mode,
             "iou": self.least_iou,
             "score_type": self.score_type,

@@ -56,6 +56,18 @@ def groups(image: np.ndarray, category: np.ndarray) -> np.ndarray:
     return image.astype(np.int64) << 16 | category.astype(np.int64)
 
 
+def place_in_group(group: np.ndarray) -> np.ndarray:
+    """(n,) how many of its group stand before each.
+
+    Args:
+        group: (n,) rising.
+
+    >>> place_in_group(np.array([2, 2, 2, 5, 9, 9])).tolist()
+    [0, 1, 2, 0, 0, 1]
+    """
+    return np.arange(len(group)) - np.searchsorted(group, group)
+
+
 def overlapping(
     group_a: np.ndarray,
     box_a: np.ndarray,

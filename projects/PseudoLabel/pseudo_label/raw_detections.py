@@ -2,7 +2,7 @@
 
 from .class_map import Unified
 from .run_folder import RunError, RunFolder
-from .shards import Shard, ShardContents, is_done, read_shard
+from .shards import Shard, ShardContents, read_shard, undone
 
 
 def check_generated(run: RunFolder) -> None:
@@ -12,11 +12,11 @@ def check_generated(run: RunFolder) -> None:
         ShardError: shards are of another run.
     """
     for teacher in run.teachers:
-        missing = sum(not is_done(run.raw(teacher), shard, teacher.run) for shard in run.shards)
+        missing = undone(run.raw(teacher), run.shards, teacher.run)
         if missing:
             raise RunError(
-                f"{missing} of {len(run.shards)} shards of {teacher.name} in {run.folder} are not "
-                "complete: run the stage generate until it is done."
+                f"{len(missing)} of {len(run.shards)} shards of {teacher.name} in {run.folder} are "
+                "not complete: run the stage generate until it is done."
             )
 
 

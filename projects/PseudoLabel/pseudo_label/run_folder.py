@@ -6,7 +6,8 @@ raw/<teacher>/            shards of all that a teacher found (generate)
 merged/, merge.json       shards of unified classes, and how they came about (merge)
 filtered/, ignored/       shards of pseudo boxes and of ignore boxes (filter), and
 filter.json               by which thresholds, and how many fell to which filter
-export/  report/  sheet/  what people and trainings read
+export/  report/  sheet/  what people and trainings read, and
+offline.json              what all stages in a row made them of (offline)
 """
 
 import hashlib

@@ -21,7 +21,7 @@ from .claims import HEARTBEAT, STALE
 from .reading import MAX_PIXELS
 from .shards import SIZE
 
-_RULES = {
+RULES = {
     "floor": share,
     "topk": whole(1),
     "nms": optional(share, "the teacher's own"),
@@ -80,7 +80,7 @@ class GenerateSettings:
     stale: float = STALE
 
     def __post_init__(self):
-        check_values(vars(self), {"": _RULES})
+        check_values(vars(self), {"": RULES})
         if self.stale < 3 * self.heartbeat:
             raise ConfigError(
                 f"Claims are stale after {self.stale:g} s and touched every {self.heartbeat:g} s: "

@@ -13,7 +13,7 @@ import json
 import os
 import uuid
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +129,15 @@ def is_done(folder: Path, shard: Shard, run: str) -> bool:
         )
     path = folder / f"{shard.name}.npz"
     return path.exists() and path.stat().st_size == record["bytes"]
+
+
+def undone(folder: Path, shards: Sequence[Shard], run: str) -> list[Shard]:
+    """Those of the shards of this run that are not there, or not whole.
+
+    Raises:
+        ShardError: one is there, of another run.
+    """
+    return [shard for shard in shards if not is_done(folder, shard, run)]
 
 
 def read_shard(folder: Path, shard: Shard) -> ShardContents:

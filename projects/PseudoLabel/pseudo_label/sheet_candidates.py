@@ -12,6 +12,7 @@ from kd_d2.visualization.sources import spread
 
 from .detections import Detections
 from .labelled_run import LabelledRun, LabelledShard
+from .overlaps import place_in_group
 
 _RAREST_EACH = 5  # images of a class, so that the rarest ones are several
 
@@ -49,8 +50,7 @@ class Best:
         group, key = np.concatenate([self._group, group]), np.concatenate([self._key, key])
         found = Detections.concatenate([self._found, found])
         order = np.lexsort((key, group))
-        rank = np.arange(len(order)) - np.searchsorted(group[order], group[order])
-        order = order[rank < self._most]
+        order = order[place_in_group(group[order]) < self._most]
         self._group, self._key, self._found = group[order], key[order], found[order]
 
     def add_images(self, images: np.ndarray, key: np.ndarray) -> None:

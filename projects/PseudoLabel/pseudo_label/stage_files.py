@@ -10,7 +10,7 @@ from kd_d2.checkpoint import atomic_write
 
 from .labelled_run import read_stage
 from .run_folder import RunError, RunFolder
-from .shards import Shard, ShardError, is_done
+from .shards import Shard, ShardError, undone
 
 
 def stage_is_done(
@@ -20,7 +20,7 @@ def stage_is_done(
     try:
         content = read_stage(run, stage)
         same = all(content.get(key) == value for key, value in expected.items())
-        return same and all(is_done(f, s, content["hash"]) for f in folders for s in run.shards)
+        return same and not any(undone(f, run.shards, content["hash"]) for f in folders)
     except (RunError, ShardError):
         return False
 
@@ -33,7 +33,7 @@ def shards_to_do(run: RunFolder, stage: str, made_by: str, folder: Path) -> list
     """
     (run.folder / f"{stage}.json").unlink(missing_ok=True)
     try:
-        return [shard for shard in run.shards if not is_done(folder, shard, made_by)]
+        return undone(folder, run.shards, made_by)
     except ShardError:
         shutil.rmtree(folder)
         return run.shards

@@ -56,6 +56,25 @@ class TeacherSource(NamedTuple):
     opts: Sequence[str] = ()
 
 
+def parse_teacher(text: str, opts: Sequence[str] = (), where: str = "--teacher") -> TeacherSource:
+    """A teacher as people name it, NAME=CONFIG or NAME=CONFIG,WEIGHTS.
+
+    Args:
+        where: it is named, for people.
+
+    Raises:
+        ConfigError: it is not of this form.
+
+    >>> parse_teacher("big=retinanet.yaml,model.pth")
+    TeacherSource(name='big', config_file='retinanet.yaml', weights='model.pth', opts=())
+    """
+    name, equals, files = text.partition("=")
+    config, _, weights = files.partition(",")
+    if not (name and equals and config):
+        raise ConfigError(f"{where} is {text!r}: it must be NAME=CONFIG or NAME=CONFIG,WEIGHTS.")
+    return TeacherSource(name, config, weights, opts)
+
+
 def teacher_config(source: TeacherSource, settings: GenerateSettings) -> CfgNode:
     """The finished config of a teacher, with the settings of the run and its weights in it.
 

@@ -46,7 +46,7 @@ def register_exported(name: str, folder: str) -> None:
             "link there."
         )
     DatasetCatalog.register(name, partial(_load, name, files, sorted(path.glob("ignore*.json"))))
-    MetadataCatalog.get(name).set(image_root=root, generated=True)
+    MetadataCatalog.get(name).set(image_root=root, generated=True, only_for_training=True)
 
 
 def _load(name: str, files: list[Path], ignored: list[Path]) -> list[dict]:

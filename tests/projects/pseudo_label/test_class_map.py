@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from kd_d2.config.rules import ConfigError
 from kd_d2.projects.pseudo_label.class_map import (
     ClassMapError,
     identity,
@@ -118,6 +119,28 @@ def test_the_unified_list():
 
 def test_the_order_of_the_mapping_does_not_matter():
     assert unify([{2: "c", 0: "a", 1: "b"}]).names == ("a", "b", "c")
+
+
+def test_the_unified_list_in_a_given_order():
+    maps = [{0: "person", 1: None, 2: "car", 3: "car"}, identity(("dog", "car", "person"))]
+    unified = unify(maps, ["dog", "person", "car"])
+    assert unified.names == ("dog", "person", "car")
+    assert [x.tolist() for x in unified.lookup] == [[1, -1, 2, 2], [0, 2, 1]]
+    assert unified.known_by == ((1,), (0, 1), (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        (["car"], "The classes lack 'person', 'dog': they must be"),
+        (["dog", "bus", "car", "person"], "The classes name 'bus', which no teacher has: they"),
+        (["Car", "dog", "person"], "The classes lack 'car' and name 'Car', which no teacher has"),
+        (["sedan", "car", "dog", "person"], "name 'sedan', which no teacher has"),
+    ],
+)
+def test_an_order_of_other_classes(order, words):
+    with pytest.raises(ConfigError, match=words):
+        unify([{0: "person", 1: "car"}, identity(("dog",))], order)
 
 
 def test_nothing_left():

@@ -446,6 +446,7 @@ def test_labels_of_other_images(tmp_path):
         ({"threshold_mode": "file"}, "go together"),
         ({"threshold_file": "t.json"}, "go together"),
         ({"threshold_mode": "per_class_count"}, "per_class_count needs a labelled data set"),
+        ({"classes": ("car", "dog", "car")}, "classes has 'car' more than once"),
     ],
 )
 def test_wrong_settings(settings, words):

@@ -1,0 +1,86 @@
+"""Whether a training with pseudo labels can be run to its end, before hours are spent on its
+first phase."""
+
+import os
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from kd_d2.config.check import check_config
+from kd_d2.config.names import detector_node
+from kd_d2.config.rules import ConfigError
+from kd_d2.config.student import student_config
+from kd_d2.data.requirements import check_available
+from kd_d2.modeling.label_weights import weigh_labels
+
+from .class_lists import PhaseClasses, class_lists
+from .config import check_pseudo_label_config
+from .phases import plan
+from .recipe import (
+    export_settings,
+    filter_settings,
+    generate_settings,
+    merge_settings,
+)
+
+
+def check_recipe(cfg: CfgNode) -> None:
+    """
+    Args:
+        cfg: a finished config with ``PSEUDO_LABEL.TEACHERS``.
+
+    Raises:
+        ConfigError: with one sentence on what is wrong.
+        ValueError, OSError: a teacher, a data set or a folder cannot be used.
+    """
+    check_pseudo_label_config(cfg)
+    node = cfg.PSEUDO_LABEL
+    classes = class_lists(cfg)
+    generate_settings(cfg)
+    merge_settings(cfg, classes.taught)
+    filter_settings(cfg)
+    export_settings(cfg)
+    _check_images(cfg)
+    _check_outputs(cfg, classes)
+    for phase in plan(cfg, classes, num_labeled=1):
+        check_config(phase.cfg)
+        if cfg.DATASETS.TEST and phase.name != "b" and not phase.cfg.DATASETS.TEST:
+            raise ConfigError(
+                f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)} has not the classes of the student in "
+                f"its last phase ({', '.join(classes.final)}), in this order: give another test "
+                "set, or PSEUDO_LABEL.CLASSES or PHASE_C.CLASSES in the order of this one."
+            )
+        _check_student(phase.cfg)
+    if node.FILTER.MIN_AGREEMENT is not None and not node.GENERATE.FLIP:
+        raise ConfigError(
+            "PSEUDO_LABEL.FILTER.MIN_AGREEMENT needs mirrored images: set "
+            "PSEUDO_LABEL.GENERATE.FLIP True."
+        )
+
+
+def _check_images(cfg: CfgNode) -> None:
+    node = cfg.PSEUDO_LABEL
+    named = dict.fromkeys(node.LABELED, "PSEUDO_LABEL.LABELED")
+    if "A" in node.PHASES:
+        folders = {x for x in node.UNLABELED if os.path.isdir(x)}
+        named |= dict.fromkeys({*node.UNLABELED} - folders, "PSEUDO_LABEL.UNLABELED")
+    check_available(named)
+
+
+def _check_outputs(cfg: CfgNode, classes: PhaseClasses) -> None:
+    arch = student_config(cfg).MODEL.META_ARCHITECTURE
+    value = cfg.MODEL.get(detector_node(arch), {}).get("NUM_CLASSES")
+    if value is not None and value != len(classes.taught):
+        raise ConfigError(
+            f"The teachers have {len(classes.taught)} classes ({', '.join(classes.taught)}), but "
+            f"MODEL.{detector_node(arch)}.NUM_CLASSES is {value}: set it to "
+            f"{len(classes.taught)}, or map the teachers' classes (PSEUDO_LABEL.CLASS_MAPS)."
+        )
+
+
+def _check_student(cfg: CfgNode) -> None:
+    """Whether its detector can look at weights and ignore boxes."""
+    student = student_config(cfg).clone()
+    student.defrost()
+    student.MODEL.DEVICE = "cpu"
+    weigh_labels(build_model(student), student)

@@ -1,0 +1,106 @@
+"""Which classes the student has in which phase, by name."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from kd_d2.config.rules import ConfigError
+from kd_d2.data.reading import read_dataset
+from kd_d2.data.requirements import check_available
+
+from .recipe import unified_classes
+
+
+@dataclass(frozen=True)
+class PhaseClasses:
+    """
+    Attributes:
+        taught: the student's in phase B, in the order of its outputs: those of all teachers.
+        labelled: those that people have labelled, in the order of their data set; () without.
+        final: the student's in phase C.
+    """
+
+    taught: tuple[str, ...]
+    labelled: tuple[str, ...]
+    final: tuple[str, ...]
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Labelled classes that the student does not have in phase C."""
+        return tuple(name for name in self.labelled if name not in self.final)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Classes of phase C that people have not labelled."""
+        return tuple(name for name in self.final if name not in self.labelled)
+
+
+def class_lists(cfg: CfgNode) -> PhaseClasses:
+    """
+    Raises:
+        ConfigError: they contradict each other.
+        ValueError, OSError: a teacher, a class map or a data set cannot be used.
+    """
+    node, unified = cfg.PSEUDO_LABEL, unified_classes(cfg)
+    tests = [classes_of(name, "DATASETS.TEST") for name in cfg.DATASETS.TEST]
+    taught = tuple(node.CLASSES) or _in_order(unified, tests)
+    if sorted(taught) != sorted(unified):
+        raise ConfigError(
+            f"PSEUDO_LABEL.CLASSES is {list(taught)}, and the teachers' classes are "
+            f"{list(unified)}: give these in any order, or map the teachers' classes "
+            "(PSEUDO_LABEL.CLASS_MAPS)."
+        )
+    if not node.LABELED:
+        return PhaseClasses(taught, (), taught)
+    lists = [classes_of(name, "PSEUDO_LABEL.LABELED") for name in node.LABELED]
+    labelled = tuple(dict.fromkeys(itertools.chain(*lists)))
+    final = tuple(node.PHASE_C.CLASSES) or taught
+    if not node.PHASE_C.CLASSES:
+        unknown = [name for name in labelled if name not in taught]
+        if node.PHASE_C.MISSING == "drop":
+            final = _in_order(tuple(c for c in taught if c in labelled), tests)
+        if unknown:
+            raise ConfigError(
+                f"PSEUDO_LABEL.LABELED has the class{'es' * (len(unknown) > 1)} "
+                f"{', '.join(unknown)}, which no teacher knows: list the student's classes in "
+                "PSEUDO_LABEL.PHASE_C.CLASSES, with or without, or map the teachers' classes to "
+                "these names."
+            )
+    if not set(final) & set(labelled):
+        raise ConfigError(
+            f"None of the student's classes ({', '.join(final)}) is one of PSEUDO_LABEL.LABELED's "
+            f"({', '.join(labelled)}): map the teachers' classes (PSEUDO_LABEL.CLASS_MAPS)."
+        )
+    strange = [name for name in final if name not in {*taught, *labelled}]
+    if strange:
+        raise ConfigError(
+            f"PSEUDO_LABEL.PHASE_C.CLASSES has {', '.join(strange)}, which neither teachers nor "
+            "labels know: leave it out."
+        )
+    return PhaseClasses(taught, labelled, final)
+
+
+def _in_order(names: tuple[str, ...], orders: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The names as the first of the lists has them that has the same."""
+    return next((order for order in orders if sorted(order) == sorted(names)), names)
+
+
+def classes_of(name: str, where: str) -> tuple[str, ...]:
+    """Names of the classes of a data set; it is read if it tells them only then.
+
+    Args:
+        where: it is named, for people.
+
+    Raises:
+        ValueError, OSError: it is unknown or cannot be read, or does not name its classes.
+    """
+    check_available({name: where})
+    if MetadataCatalog.get(name).get("thing_classes") is None:
+        read_dataset(name)
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if not classes:
+        raise ConfigError(f"The data set '{name}' does not name its classes (thing_classes).")
+    return tuple(classes)

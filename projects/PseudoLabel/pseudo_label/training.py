@@ -1,0 +1,194 @@
+"""Runs the phases of a training with pseudo labels one after the other, in the processes of a run.
+
+labels/                   phase A, see ``run_folder``
+phase_b/  phase_c/        ordinary trainings; phase.json says of which labels, and whether finished
+baseline_labels/  baseline_joint/
+"""
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from kd_d2.checkpoint import atomic_write
+from kd_d2.config.rules import ConfigError
+from kd_d2.config.student import without_unused_nodes
+from kd_d2.data.reading import read_dataset
+from kd_d2.engine import choose_device, user_errors
+
+from .class_lists import PhaseClasses, class_lists
+from .generate import generate
+from .offline import label_images
+from .phases import VIEW, Phase, export_folder, phase_folder, plan
+from .prepare import prepare_run
+from .publish import read_side_car
+from .recipe import (
+    export_settings,
+    filter_settings,
+    generate_settings,
+    image_sources,
+    labels_folder,
+    merge_settings,
+    people_s_labels,
+    teacher_sources,
+)
+from .relabeled import write_view
+from .run_folder import hash_of
+from .sources import check_no_leak, from_names
+
+MARKER = "phase.json"
+# generating labels takes as long as it takes
+_LONGEST = timedelta(days=30)
+
+logger = logging.getLogger("kd_d2.pseudo_label")
+
+
+def run_phases(cfg: CfgNode, args: argparse.Namespace, train: Callable):
+    """Phases A, B and C, as far as ``PSEUDO_LABEL`` asks for them.
+
+    Phase A always goes on where it was left; trainings do with ``args.resume``, and those that are
+    finished are passed over then.
+
+    Args:
+        cfg: checked by ``check_recipe``.
+        args: as Detectron2's ``default_argument_parser`` gives them.
+        train: trains an ordinary config: (cfg, args) -> results.
+
+    Returns:
+        what the last training returned.
+
+    Mistakes that a user can mend end the process, see ``user_errors``.
+    """
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="kd_d2")
+    choose_device(cfg, args.num_gpus)
+    node, results, anew = cfg.PSEUDO_LABEL, None, not args.resume
+    with user_errors():
+        classes = class_lists(cfg)
+        if "A" in node.PHASES and node.BASELINE != "labels":
+            make_labels(cfg, classes)
+        num_labeled = sum(len(read_dataset(name)) for name in node.LABELED)
+    for phase in plan(cfg, classes, num_labeled):
+        learned = {"config": _hash(phase.cfg), "labels": _labels_hash(phase.cfg)}
+        with user_errors():
+            if not anew and _is_finished(phase, learned):
+                logger.info("Finished before: %s.", phase.cfg.OUTPUT_DIR)
+                continue
+            if comm.is_main_process():
+                _begin(phase, learned)
+        comm.synchronize()
+        _close_logs()
+        results = train(phase.cfg, argparse.Namespace(**{**vars(args), "resume": not anew}))
+        if comm.is_main_process():
+            _write(phase.cfg, {**learned, "finished": True})
+        anew = True  # if what follows has begun, then with other weights
+    return results
+
+
+def evaluated(cfg: CfgNode) -> CfgNode:
+    """The ordinary config of an evaluation: of the last training that a config asks for."""
+    node = cfg.PSEUDO_LABEL
+    last = "c" if node.LABELED and "C" in node.PHASES else "b"
+    plain = cfg.clone()
+    plain.defrost()
+    plain.OUTPUT_DIR = phase_folder(cfg, node.BASELINE or last)
+    plain.PSEUDO_LABEL.TEACHERS = []
+    return plain
+
+
+def make_labels(cfg: CfgNode, classes: PhaseClasses) -> None:
+    """Phase A, by all processes of the run together; what is done already is kept.
+
+    Raises:
+        ValueError, OSError: it cannot be done.
+    """
+    group = None
+    if comm.get_world_size() > 1:
+        group = dist.new_group(backend="gloo", timeout=_LONGEST)
+    settings = generate_settings(cfg, _device(cfg))
+    root, images = from_names(image_sources(cfg))
+    check_no_leak(images, cfg.DATASETS.TEST)
+    run = prepare_run(labels_folder(cfg), images, root, teacher_sources(cfg), settings)
+    report = generate(run, settings)
+    logger.info("%d detections in %d images.", report.detections, report.images)
+    if comm.is_main_process():
+        labels = people_s_labels(cfg) if cfg.PSEUDO_LABEL.LABELED else None
+        label_images(
+            run,
+            merge_settings(cfg, classes.taught),
+            filter_settings(cfg),
+            export_settings(cfg),
+            labels=labels,
+            truth=labels if "labeled" in cfg.PSEUDO_LABEL.PHASE_B_IMAGES.split("+") else None,
+        )
+        logger.info("Labels: %s; look at report/ and sheet/ beside it.", export_folder(cfg))
+    if group is not None:
+        dist.barrier(group)
+
+
+def _device(cfg: CfgNode) -> str:
+    on_gpu = cfg.MODEL.DEVICE == "cuda" and comm.get_world_size() > 1
+    return f"cuda:{comm.get_local_rank()}" if on_gpu else cfg.MODEL.DEVICE
+
+
+def _hash(cfg: CfgNode) -> str:
+    """Equal for phases that train the same; where they run does not matter."""
+    same = without_unused_nodes(cfg)
+    same.MODEL.DEVICE = same.OUTPUT_DIR = ""
+    return hash_of(same.dump())
+
+
+def _labels_hash(cfg: CfgNode) -> str | None:
+    """Of the pseudo labels that a phase learns; None if it learns none."""
+    content = read_side_car(Path(export_folder(cfg)))
+    return None if content is None else hash_of(content["files"])
+
+
+def _is_finished(phase: Phase, learned: dict) -> bool:
+    """
+    Raises:
+        ConfigError: it cannot be resumed, as it has learned other labels.
+    """
+    path = Path(phase.cfg.OUTPUT_DIR, MARKER)
+    before = comm.all_gather(_read(path) if comm.is_main_process() else None)[0]
+    if not before:
+        return False
+    if before["labels"] != learned["labels"]:
+        raise ConfigError(
+            f"{phase.cfg.OUTPUT_DIR} was trained on other pseudo labels than those of now: choose "
+            "another OUTPUT_DIR, or leave out --resume to train it anew."
+        )
+    return before.get("finished", False) and before["config"] == learned["config"]
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _begin(phase: Phase, learned: dict) -> None:
+    if phase.view is not None:
+        write_view(Path(phase.cfg.OUTPUT_DIR, VIEW), phase.view)
+    _write(phase.cfg, learned)
+
+
+def _write(cfg: CfgNode, content: dict) -> None:
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    with atomic_write(os.path.join(cfg.OUTPUT_DIR, MARKER), "w") as f:
+        json.dump(content, f, indent=1)
+
+
+def _close_logs() -> None:
+    """Detectron2 would write each line once for each phase so far."""
+    for name in ("detectron2", "fvcore", "kd_d2"):
+        for handler in logging.getLogger(name).handlers[:]:
+            logging.getLogger(name).removeHandler(handler)
