@@ -122,7 +122,7 @@ class Plan:
         job = Job(
             name=name,
             config=config,
-            output=args.output / f"{Path(config).stem}_{args.iterations}it_{name}",
+            output=args.output / f"{name}_{args.iterations}it",
             iterations=length,
             overrides={key: str(value) for key, value in values.items()},
             num_gpus=int(args.device == "cuda"),
@@ -168,7 +168,7 @@ class Plan:
             seed,
             iterations=1,
             needs=teachers,
-            name=f"{part}_labels_seed{seed}",
+            name=f"{part}_phase_a_seed{seed}",
             PSEUDO_LABEL__TEACHERS=entries,
             PSEUDO_LABEL__PHASES=["A"],
             **overrides,
@@ -324,7 +324,8 @@ _UNLABELED = "shapes_unlabeled"
 
 def result_path(args: argparse.Namespace, run: Run) -> Path:
     """Where the result of a run is kept."""
-    return args.results / f"pseudo_{run.job.output.name}_{run.part}.json"
+    what = f"{run.part}_{run.row}_{run.percent}p" if run.percent else f"{run.part}_{run.row}"
+    return args.results / f"pseudo_{what}_{args.iterations}it_seed{run.seed}.json"
 
 
 def has_result(args: argparse.Namespace, run: Run) -> bool:

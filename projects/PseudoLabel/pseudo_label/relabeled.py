@@ -95,7 +95,8 @@ class View:
 
 
 def write_view(path: str | Path, view: View) -> None:
-    """Writes the file of a view; it is there when it is whole."""
+    """Writes the file of a view; it is there when it is whole, and so is its folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(str(path), "w") as f:
         json.dump(asdict(view), f, indent=1)
 
