@@ -28,6 +28,11 @@ def export_folder(cfg: CfgNode) -> str:
     return os.path.join(labels_folder(cfg), EXPORT)
 
 
+def exported(cfg: CfgNode) -> str:
+    """The data set of these labels."""
+    return f"{EXPORTED}:{export_folder(cfg)}"
+
+
 def phase_folder(cfg: CfgNode, name: str) -> str:
     """OUTPUT_DIR of a phase ("b", "c") or of a baseline."""
     return os.path.join(cfg.OUTPUT_DIR, f"phase_{name}" if name in "bc" else f"baseline_{name}")
@@ -60,7 +65,7 @@ def plan(cfg: CfgNode, classes: PhaseClasses, num_labeled: int) -> list[Phase]:
 def phase_b(cfg: CfgNode, classes: PhaseClasses) -> Phase:
     """The student on pseudo labels."""
     phase = _ordinary(cfg, "b", classes.taught)
-    phase.DATASETS.TRAIN = (_exported(phase),)
+    phase.DATASETS.TRAIN = (exported(phase),)
     _learn_pseudo_labels(phase)
     return Phase("b", phase)
 
@@ -89,7 +94,7 @@ def phase_c(cfg: CfgNode, classes: PhaseClasses, num_labeled: int) -> Phase:
     if (classes.missing and node.MISSING == "pseudo") or node.MIX_PSEUDO:
         _learn_pseudo_labels(phase)
     if node.MIX_PSEUDO:
-        phase.DATASETS.TRAIN = (name, _exported(phase))
+        phase.DATASETS.TRAIN = (name, exported(phase))
         phase.DATALOADER.DATASET_SHARES = [1 - node.MIX_PSEUDO, node.MIX_PSEUDO]
     return Phase("c", phase, view)
 
@@ -140,10 +145,6 @@ def _set_length(phase: CfgNode, length: int) -> None:
         if part.STEPS is not None:
             part.STEPS = scaled_steps(part.STEPS, solver.MAX_ITER, length)
     solver.MAX_ITER = length
-
-
-def _exported(phase: CfgNode) -> str:
-    return f"{EXPORTED}:{export_folder(phase)}"
 
 
 def _learn_pseudo_labels(phase: CfgNode) -> None:

@@ -35,6 +35,12 @@ def image_sources(cfg: CfgNode) -> list[str]:
     return [name for part in node.PHASE_B_IMAGES.split("+") for name in parts[part]]
 
 
+def labels_own_images(cfg: CfgNode) -> bool:
+    """Whether teachers label images that people have labelled, too."""
+    node = cfg.PSEUDO_LABEL
+    return bool(node.LABELED) and "labeled" in node.PHASE_B_IMAGES.split("+")
+
+
 def teacher_sources(cfg: CfgNode) -> list[TeacherSource]:
     """
     Raises:

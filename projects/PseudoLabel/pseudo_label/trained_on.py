@@ -53,6 +53,11 @@ def _load(name: str, files: list[Path], ignored: list[Path]) -> list[dict]:
     root = MetadataCatalog.get(name).image_root
     read = partial(load_coco_json, image_root=root, extra_annotation_keys=_KEYS)
     records = [x for file in files for x in read(str(file), dataset_name=name)]
+    if not records:
+        raise ExportedLabelsError(
+            f"{files[0].parent} has labels of no image: lower the thresholds (report.html says how "
+            "many detections there are), or take a teacher that finds something."
+        )
     by_image = {record["image_id"]: record["annotations"] for record in records}
     contiguous = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", {})
     for file in ignored:

@@ -27,7 +27,7 @@ from kd_d2.engine import choose_device, user_errors
 from .class_lists import PhaseClasses, class_lists
 from .generate import generate
 from .offline import label_images
-from .phases import VIEW, Phase, export_folder, phase_folder, plan
+from .phases import VIEW, Phase, export_folder, exported, phase_folder, plan
 from .prepare import prepare_run
 from .publish import read_side_car
 from .recipe import (
@@ -36,6 +36,7 @@ from .recipe import (
     generate_settings,
     image_sources,
     labels_folder,
+    labels_own_images,
     merge_settings,
     people_s_labels,
     teacher_sources,
@@ -76,7 +77,7 @@ def run_phases(cfg: CfgNode, args: argparse.Namespace, train: Callable):
             make_labels(cfg, classes)
         num_labeled = sum(len(read_dataset(name)) for name in node.LABELED)
     for phase in plan(cfg, classes, num_labeled):
-        learned = {"config": _hash(phase.cfg), "labels": _labels_hash(phase.cfg)}
+        learned = {"config": _hash(phase.cfg), "labels": _labels_hash(phase)}
         with user_errors():
             if not anew and _is_finished(phase, learned):
                 logger.info("Finished before: %s.", phase.cfg.OUTPUT_DIR)
@@ -119,14 +120,15 @@ def make_labels(cfg: CfgNode, classes: PhaseClasses) -> None:
     report = generate(run, settings)
     logger.info("%d detections in %d images.", report.detections, report.images)
     if comm.is_main_process():
+        merge = merge_settings(cfg, classes.taught)
         labels = people_s_labels(cfg) if cfg.PSEUDO_LABEL.LABELED else None
         label_images(
             run,
-            merge_settings(cfg, classes.taught),
+            merge,
             filter_settings(cfg),
             export_settings(cfg),
-            labels=labels,
-            truth=labels if "labeled" in cfg.PSEUDO_LABEL.PHASE_B_IMAGES.split("+") else None,
+            labels=merge.labels or labels,
+            truth=labels if labels_own_images(cfg) else None,
         )
         logger.info("Labels: %s; look at report/ and sheet/ beside it.", export_folder(cfg))
     if group is not None:
@@ -145,9 +147,12 @@ def _hash(cfg: CfgNode) -> str:
     return hash_of(same.dump())
 
 
-def _labels_hash(cfg: CfgNode) -> str | None:
+def _labels_hash(phase: Phase) -> str | None:
     """Of the pseudo labels that a phase learns; None if it learns none."""
-    content = read_side_car(Path(export_folder(cfg)))
+    completed = phase.view is not None and phase.view.pseudo_labels is not None
+    if not completed and exported(phase.cfg) not in phase.cfg.DATASETS.TRAIN:
+        return None
+    content = read_side_car(Path(export_folder(phase.cfg)))
     return None if content is None else hash_of(content["files"])
 
 

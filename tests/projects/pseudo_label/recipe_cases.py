@@ -24,12 +24,11 @@ DATASETS:
 def write_teacher(folder: Path, name: str, train: str = "shapes_train", num_classes: int = 6):
     """An untrained GFL of some data set's classes; how the recipe calls it."""
     base = ROOT / "configs" / "quickstart" / "plain_gfl.yaml"
-    config = folder / f"{name}.yaml"
+    config = folder / f"{name}_config.yaml"
     config.write_text(TEACHER.format(base=base, train=f"'{train}'", num_classes=num_classes))
     cfg = load_config(str(config))
     cfg.MODEL.DEVICE = "cpu"
-    weights = write_untrained(cfg, folder, f"{name}.pth")
-    return f"{name}={config},{weights or folder / f'{name}.pth'}"
+    return f"{name}={config},{write_untrained(cfg, folder, name)[1]}"
 
 
 def recipe(folder: Path, *overrides, teachers=None):

@@ -361,7 +361,6 @@ VIEW = {"datasets": ["a"], "classes": ["car"], "missing": "mask"}
         ({**VIEW, "datasets": []}, "datasets is .*at least one"),
         ({**VIEW, "datasets": "a"}, "datasets is 'a'"),
         ({**VIEW, "datasets": ["a", "a"]}, "datasets has 'a' more than once"),
-        ({**VIEW, "datasets": ["relabeled:x"]}, "is such a file itself"),
         ({**VIEW, "classes": ["car", "cat", "car"]}, "classes has 'car' more than once"),
         ({**VIEW, "classes": [1]}, "classes is .*names"),
         ({**VIEW, "drop": ["car"]}, "'car' is in classes and in drop"),
@@ -379,6 +378,17 @@ def test_files_that_are_no_views(content, words, tmp_path):
     with pytest.raises(ConfigError, match=f"^{file}.*{words}") as caught:
         read_view(file)
     assert "\n" not in str(caught.value)
+
+
+def test_a_view_of_a_view(labelled, tmp_path):
+    inner = named(tmp_path, datasets=[labelled], classes=["car"], missing="background")
+    view = {"datasets": [inner], "classes": ["helmet", "car"], "drop": []}
+    [first, *_] = read(tmp_path, **view, missing="mask")
+    assert [x["category_id"] for x in first["annotations"]] == [1]
+    assert first["covered_classes"] == [1]
+    masked = named(tmp_path, datasets=[labelled], missing="mask")
+    with pytest.raises(ConfigError, match="is such a file itself"):
+        named(tmp_path, **view | {"datasets": [masked]}, missing="mask")
 
 
 def test_what_is_not_there(labelled, tmp_path):

@@ -1,0 +1,206 @@
+"""Which classes the student has, and what is wrong with a recipe before anything is labelled."""
+
+import os
+
+import pytest
+from recipe_cases import class_map, data_set, recipe, write_teacher
+
+from kd_d2.config.check import check_config
+from kd_d2.config.rules import ConfigError
+from kd_d2.data.shapes_render import CLASSES
+from kd_d2.projects.pseudo_label.check_recipe import check_recipe
+from kd_d2.projects.pseudo_label.class_lists import class_lists
+from kd_d2.projects.pseudo_label.recipe import (
+    export_settings,
+    filter_settings,
+    generate_settings,
+    image_sources,
+    labels_folder,
+    merge_settings,
+    unified_classes,
+)
+
+SHAPES = tuple(CLASSES)
+FIRST, REST = SHAPES[:3], SHAPES[3:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("recipe")
+
+
+@pytest.fixture(scope="module")
+def big(folder):
+    return write_teacher(folder, "big")
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """Teachers of three classes each, in another order than the test set's."""
+    with data_set("recipe_rest", REST), data_set("recipe_first", FIRST[::-1]):
+        yield [
+            write_teacher(folder, "rest", "recipe_rest", 3),
+            write_teacher(folder, "first", "recipe_first", 3),
+        ]
+
+
+def test_classes_of_one_teacher(folder, big):
+    classes = class_lists(recipe(folder, teachers=[big]))
+    assert classes.taught == classes.labelled == classes.final == SHAPES
+    assert classes.missing == ()
+
+
+def test_classes_are_in_the_order_of_the_test_set(folder, two):
+    cfg = recipe(folder, teachers=two)
+    assert unified_classes(cfg) == (*REST, *FIRST[::-1])
+    assert class_lists(cfg).taught == SHAPES
+    assert merge_settings(cfg, SHAPES).classes == SHAPES
+
+
+def test_classes_without_a_test_set(folder, two):
+    cfg = recipe(folder, "DATASETS.TEST", "()", "PSEUDO_LABEL.LABELED", "[]", teachers=two)
+    assert class_lists(cfg).taught == (*REST, *FIRST[::-1])
+    cfg.PSEUDO_LABEL.CLASSES = list(SHAPES)
+    assert class_lists(cfg).taught == SHAPES
+    cfg.PSEUDO_LABEL.CLASSES = list(FIRST)
+    with pytest.raises(ConfigError, match="CLASSES is .* and the teachers' classes are"):
+        class_lists(cfg)
+
+
+def test_classes_that_people_have_labelled(folder, big):
+    with data_set("recipe_labels", FIRST):
+        cfg = recipe(folder, "PSEUDO_LABEL.LABELED", "['recipe_labels']", teachers=[big])
+        classes = class_lists(cfg)
+        assert (classes.labelled, classes.final, classes.missing) == (FIRST, SHAPES, REST)
+        cfg.PSEUDO_LABEL.PHASE_C.MISSING = "drop"
+        assert class_lists(cfg).final == FIRST
+        cfg.PSEUDO_LABEL.PHASE_C.CLASSES = [SHAPES[5], *FIRST]
+        assert class_lists(cfg).missing == (SHAPES[5],)
+    with data_set("recipe_labels", (*FIRST, "moon")):
+        cfg.PSEUDO_LABEL.PHASE_C.CLASSES = []
+        with pytest.raises(ConfigError, match="LABELED has the class moon, which no teacher"):
+            class_lists(cfg)
+        cfg.PSEUDO_LABEL.PHASE_C.CLASSES = [*SHAPES, "moon"]
+        assert class_lists(cfg).final == (*SHAPES, "moon")
+        cfg.PSEUDO_LABEL.PHASE_C.CLASSES = ["sun", *SHAPES]
+        with pytest.raises(ConfigError, match="CLASSES has sun, which neither"):
+            class_lists(cfg)
+    with data_set("recipe_labels", ("moon", "sun")):
+        cfg.PSEUDO_LABEL.PHASE_C.CLASSES = list(SHAPES)
+        with pytest.raises(ConfigError, match="None of the student's classes"):
+            class_lists(cfg)
+
+
+def test_class_maps(folder, big):
+    names = {name: name.upper() for name in FIRST} | dict.fromkeys(REST, "drop")
+    entry = class_map(folder, "big", names)
+    cfg = recipe(folder, "PSEUDO_LABEL.CLASS_MAPS", repr([entry]), teachers=[big])
+    assert unified_classes(cfg) == tuple(name.upper() for name in FIRST)
+    cfg.PSEUDO_LABEL.CLASS_MAPS = [entry.replace("big=", "bigg=")]
+    with pytest.raises(ConfigError, match="CLASS_MAPS: Unknown teacher 'bigg': did you mean 'big'"):
+        unified_classes(cfg)
+
+
+def test_what_the_stages_are_asked_for(folder, big):
+    cfg = recipe(
+        folder,
+        *("PSEUDO_LABEL.GENERATE.TOPK", 50, "PSEUDO_LABEL.GENERATE.SIZE", "(64, 128)"),
+        *("PSEUDO_LABEL.FILTER.MAX_BOXES", 7, "PSEUDO_LABEL.WEIGHTS", "linear"),
+        *("PSEUDO_LABEL.MERGE.THRESHOLDS", "per_class_fbeta", "DATALOADER.NUM_WORKERS", 3),
+        teachers=[big],
+    )
+    generate, merge = generate_settings(cfg), merge_settings(cfg, SHAPES)
+    assert (generate.topk, generate.size, generate.num_workers) == (50, (64, 128), 3)
+    assert merge.labels.name == "shapes_train_10p_s0" and merge.threshold_mode == "per_class_fbeta"
+    assert filter_settings(cfg).max_boxes == 7 and export_settings(cfg).weight_mode == "linear"
+    assert labels_folder(cfg) == os.path.abspath(folder / "out" / "labels")
+    cfg.PSEUDO_LABEL.MERGE.THRESHOLD_LABELS = "shapes_val"
+    assert merge_settings(cfg, SHAPES).labels.name == "shapes_val"
+
+
+@pytest.mark.parametrize(
+    "part, sources",
+    [
+        ("unlabeled", ["shapes_train_10p_s0_rest", "shapes_unlabeled"]),
+        ("labeled", ["shapes_train_10p_s0"]),
+        (
+            "unlabeled+labeled",
+            ["shapes_train_10p_s0_rest", "shapes_unlabeled", "shapes_train_10p_s0"],
+        ),
+    ],
+)
+def test_whose_images_are_labelled(part, sources, folder, big):
+    cfg = recipe(folder, "PSEUDO_LABEL.PHASE_B_IMAGES", part, teachers=[big])
+    assert image_sources(cfg) == sources
+
+
+def test_a_good_recipe_passes(folder, big, two):
+    for cfg in (recipe(folder, teachers=[big]), recipe(folder, teachers=two)):
+        check_config(cfg)
+        check_recipe(cfg)
+        assert not (folder / "out").exists()  # nothing is written
+
+
+NODE = "PSEUDO_LABEL."
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"TEACHERS": "['big']"}, "TEACHERS is 'big': it must be NAME=CONFIG"),
+        ({"TEACHERS": "['big=no.yaml,no.pth']"}, "no.yaml"),
+        ({"UNLABELED": "[]", "LABELED": "[]"}, "name images to label"),
+        ({"UNLABELED": "['nowhere']"}, "UNLABELED names the data set 'nowhere'"),
+        ({"LABELED": "['nowhere']"}, "LABELED names the data set 'nowhere'"),
+        ({"LABELED": "[]", "PHASE_B_IMAGES": "labeled"}, "PHASE_B_IMAGES is labeled, but"),
+        ({"LABELED": "[]", "BASELINE": "joint"}, "BASELINE joint needs people's labels"),
+        ({"LABELED": "[]", "PHASES": "['C']"}, "PHASES is C alone, and"),
+        ({"LABELED": "[]", "MERGE.THRESHOLDS": "per_class_fbeta"}, "per_class_fbeta needs labels"),
+        ({"PHASES": "['A', 'D']"}, "PHASES is .*some of A, B, C"),
+        ({"GENERATE.FLOOR": "2.0"}, "PSEUDO_LABEL.GENERATE.FLOOR is 2.0; it must be a number from"),
+        ({"GENERATE.BATCH": "0"}, "PSEUDO_LABEL.GENERATE.BATCH is 0"),
+        ({"MERGE.MODE": "soft"}, "MERGE.MODE is 'soft'; it must be one of nms, wbf, vote"),
+        ({"MERGE.THRESHOLD": "1.5"}, "MERGE.THRESHOLD is 1.5"),
+        ({"MERGE.THRESHOLDS": "file"}, "threshold_file"),
+        ({"FILTER.MIN_AGREEMENT": "0.7"}, "MIN_AGREEMENT needs mirrored images"),
+        ({"FILTER.T_IGNORE": "7.0"}, "FILTER.T_IGNORE is 7.0"),
+        ({"PHASE_C.MISSING": "guess"}, "PHASE_C.MISSING is 'guess'"),
+        ({"PHASE_C.MIX_PSEUDO": "1.0"}, "MIX_PSEUDO is 1.0; it must be a number .*below 1"),
+        ({"PHASE_C.LR_FACTOR": "0.0"}, "LR_FACTOR is 0.0"),
+        ({"WEIGHTS": "much"}, "WEIGHTS is 'much'"),
+        ({"CLASSES": "['circle']"}, "CLASSES is"),
+        ({"../MODEL.GFL.NUM_CLASSES": "5"}, "MODEL.GFL.NUM_CLASSES is 5: set it to 6"),
+        ({"../DATASETS.TEST": "('coco_2017_val',)"}, "coco_2017_val"),
+    ],
+)
+def test_mistakes(overrides, words, folder, big):
+    values = {"TEACHERS": repr([big]), **overrides}
+    pairs = {(NODE + k).replace("PSEUDO_LABEL.../", ""): v for k, v in values.items()}
+    cfg = recipe(folder, *(x for pair in pairs.items() for x in pair), teachers=[big])
+    with pytest.raises((ValueError, OSError), match=words) as caught:
+        check_config(cfg)
+        check_recipe(cfg)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_student_that_cannot_mask_classes(folder, big):
+    """Refused at the start, and not when phase C begins."""
+    with data_set("recipe_labels", FIRST):
+        cfg = recipe(folder, "PSEUDO_LABEL.LABELED", "['recipe_labels']", teachers=[big])
+        cfg.PSEUDO_LABEL.PHASE_C.MISSING = "mask"
+        check_recipe(cfg)
+        rcnn = recipe(folder, "MODEL.MASK_ON", False, teachers=[big])
+        rcnn.merge_from_file("configs/quickstart/plain_faster_rcnn.yaml")
+        rcnn.PSEUDO_LABEL = cfg.PSEUDO_LABEL
+        with pytest.raises(ConfigError, match="USE_SIGMOID_CE"):
+            check_recipe(rcnn)
+
+
+def test_a_last_phase_that_cannot_be_evaluated(folder, big):
+    with data_set("recipe_labels", FIRST):
+        cfg = recipe(folder, "PSEUDO_LABEL.LABELED", "['recipe_labels']", teachers=[big])
+        cfg.PSEUDO_LABEL.PHASE_C.MISSING = "drop"
+        with pytest.raises(ConfigError, match="has not the classes of the student in its last"):
+            check_recipe(cfg)
+        cfg.DATASETS.TEST = ()
+        check_recipe(cfg)
