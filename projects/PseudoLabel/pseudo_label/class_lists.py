@@ -1,6 +1,7 @@
 """Which classes the student has in which phase, by name."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from kd_d2.config.rules import ConfigError
 from kd_d2.data.reading import read_dataset
 from kd_d2.data.requirements import check_available
 
-from .recipe import unified_classes
+from .recipe import export_folder, unified_classes
+from .trained_on import exported_classes
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,14 @@ def class_lists(cfg: CfgNode) -> PhaseClasses:
         ConfigError: they contradict each other.
         ValueError, OSError: a teacher, a class map or a data set cannot be used.
     """
-    node, unified = cfg.PSEUDO_LABEL, unified_classes(cfg)
+    node, unified, ordered = cfg.PSEUDO_LABEL, *_teachers_classes(cfg)
     tests = [classes_of(name, "DATASETS.TEST") for name in cfg.DATASETS.TEST]
-    taught = tuple(node.CLASSES) or _in_order(unified, tests)
-    if sorted(taught) != sorted(unified):
+    taught = unified if ordered else tuple(node.CLASSES) or _in_order(unified, tests)
+    if sorted(taught) != sorted(unified) or tuple(node.CLASSES) not in ((), taught):
         raise ConfigError(
-            f"PSEUDO_LABEL.CLASSES is {list(taught)}, and the teachers' classes are "
-            f"{list(unified)}: give these in any order, or map the teachers' classes "
-            "(PSEUDO_LABEL.CLASS_MAPS)."
+            f"PSEUDO_LABEL.CLASSES is {list(node.CLASSES)}, and the teachers' classes are "
+            f"{list(unified)}: give these in {'this' if ordered else 'any'} order, or map the "
+            "teachers' classes (PSEUDO_LABEL.CLASS_MAPS)."
         )
     if not node.LABELED:
         return PhaseClasses(taught, (), taught)
@@ -81,6 +83,14 @@ def class_lists(cfg: CfgNode) -> PhaseClasses:
             "labels know: leave it out."
         )
     return PhaseClasses(taught, labelled, final)
+
+
+def _teachers_classes(cfg: CfgNode) -> tuple[tuple[str, ...], bool]:
+    """The classes of all teachers, and whether labels that are there already have this order."""
+    folder = export_folder(cfg)
+    if "A" not in cfg.PSEUDO_LABEL.PHASES and os.path.isdir(folder):
+        return tuple(exported_classes(folder)), True
+    return unified_classes(cfg), False
 
 
 def _in_order(names: tuple[str, ...], orders: Sequence[tuple[str, ...]]) -> tuple[str, ...]:

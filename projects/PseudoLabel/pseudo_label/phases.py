@@ -14,18 +14,12 @@ from kd_d2.config.schedule import scaled_steps
 from kd_d2.config.student import student_config
 
 from .class_lists import PhaseClasses, classes_of
-from .export import FOLDER as EXPORT
-from .recipe import labels_folder
+from .recipe import export_folder, labels_folder
 from .relabeled import PREFIX as RELABELED
 from .relabeled import View
 from .trained_on import PREFIX as EXPORTED
 
 VIEW = "labels.json"
-
-
-def export_folder(cfg: CfgNode) -> str:
-    """Where phase A puts what phase B learns."""
-    return os.path.join(labels_folder(cfg), EXPORT)
 
 
 def exported(cfg: CfgNode) -> str:

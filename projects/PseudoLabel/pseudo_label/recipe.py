@@ -10,7 +10,7 @@ from kd_d2.registry import unknown_name
 
 from .arguments import pair
 from .class_map import identity, read_class_map, unify
-from .export import ExportSettings
+from .export import FOLDER, ExportSettings
 from .filters import FilterSettings
 from .label_set import LabelSet, read_label_set
 from .merge_settings import NEEDS_LABELS, MergeSettings
@@ -26,6 +26,11 @@ def labels_images(cfg: CfgNode) -> bool:
 def labels_folder(cfg: CfgNode) -> str:
     """Where phase A works."""
     return os.path.abspath(cfg.PSEUDO_LABEL.LABELS_DIR or os.path.join(cfg.OUTPUT_DIR, "labels"))
+
+
+def export_folder(cfg: CfgNode) -> str:
+    """Where phase A puts what phase B learns."""
+    return os.path.join(labels_folder(cfg), FOLDER)
 
 
 def image_sources(cfg: CfgNode) -> list[str]:

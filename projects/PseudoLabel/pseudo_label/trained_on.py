@@ -35,10 +35,7 @@ def register_exported(name: str, folder: str) -> None:
     content, path = read_side_car(Path(folder)), Path(folder)
     files = sorted(path.glob("pseudo*.json"))
     if content is None or not files:
-        raise ExportedLabelsError(
-            f"{folder} holds no exported pseudo labels (pseudo.json and {SIDE_CAR}): give the "
-            "folder that the stage export of tools/pseudo_label.py has written."
-        )
+        raise ExportedLabelsError(_no_labels(folder))
     root = content["images"]["root"]
     if not os.path.isdir(root):
         raise ExportedLabelsError(
@@ -47,6 +44,13 @@ def register_exported(name: str, folder: str) -> None:
         )
     DatasetCatalog.register(name, partial(_load, name, files, sorted(path.glob("ignore*.json"))))
     MetadataCatalog.get(name).set(image_root=root, generated=True, only_for_training=True)
+
+
+def _no_labels(folder: str | Path) -> str:
+    return (
+        f"{folder} holds no exported pseudo labels (pseudo.json and {SIDE_CAR}): give the folder "
+        "that the stage export of tools/pseudo_label.py has written."
+    )
 
 
 def _load(name: str, files: list[Path], ignored: list[Path]) -> list[dict]:
@@ -77,8 +81,14 @@ def _load(name: str, files: list[Path], ignored: list[Path]) -> list[dict]:
 
 
 def exported_classes(folder: str | Path) -> list[str]:
-    """Names of the categories of exported labels, in the order of their ids."""
-    first = min(Path(folder).glob("pseudo*.json"))
+    """Names of the categories of exported labels, in the order of their ids.
+
+    Raises:
+        ExportedLabelsError: there are none.
+    """
+    first = min(Path(folder).glob("pseudo*.json"), default=None)
+    if first is None:
+        raise ExportedLabelsError(_no_labels(folder))
     categories = json.loads(first.read_text())["categories"]
     return [x["name"] for x in sorted(categories, key=lambda x: x["id"])]
 

@@ -27,10 +27,11 @@ from kd_d2.engine import choose_device, user_errors
 from .class_lists import PhaseClasses, class_lists
 from .generate import generate
 from .offline import label_images
-from .phases import VIEW, Phase, export_folder, exported, phase_folder, plan
+from .phases import VIEW, Phase, exported, phase_folder, plan
 from .prepare import prepare_run
 from .publish import read_side_car
 from .recipe import (
+    export_folder,
     export_settings,
     filter_settings,
     generate_settings,

@@ -1,5 +1,6 @@
 """Which classes the student has, and what is wrong with a recipe before anything is labelled."""
 
+import json
 import os
 
 import pytest
@@ -89,6 +90,22 @@ def test_classes_that_people_have_labelled(folder, big):
         cfg.PSEUDO_LABEL.PHASE_C.CLASSES = list(SHAPES)
         with pytest.raises(ConfigError, match="None of the student's classes"):
             class_lists(cfg)
+
+
+def test_classes_of_labels_that_are_there(folder, tmp_path):
+    """They have been made with teachers that need not be at hand."""
+    export = tmp_path / "export"
+    export.mkdir()
+    values = ["PSEUDO_LABEL.LABELS_DIR", tmp_path, "PSEUDO_LABEL.PHASES", "['B', 'C']"]
+    cfg = recipe(folder, *values, teachers=["gone=gone.yaml,gone.pth"])
+    with pytest.raises(ValueError, match="export holds no exported pseudo labels"):
+        class_lists(cfg)
+    categories = [{"id": 7 - k, "name": name} for k, name in enumerate(SHAPES)]
+    (export / "pseudo.json").write_text(json.dumps({"categories": categories}))
+    assert class_lists(cfg).taught == SHAPES[::-1]
+    cfg.PSEUDO_LABEL.CLASSES = list(SHAPES)
+    with pytest.raises(ConfigError, match="give these in this order"):
+        class_lists(cfg)
 
 
 def test_class_maps(folder, big):
