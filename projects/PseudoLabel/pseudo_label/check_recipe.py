@@ -10,6 +10,7 @@ from kd_d2.config.check import check_config
 from kd_d2.config.names import detector_node
 from kd_d2.config.rules import ConfigError
 from kd_d2.config.student import student_config
+from kd_d2.data.labels import has_mask_head
 from kd_d2.data.requirements import check_available
 from kd_d2.modeling.label_weights import weigh_labels
 
@@ -41,6 +42,7 @@ def check_recipe(cfg: CfgNode) -> None:
     filter_settings(cfg)
     export_settings(cfg)
     _check_images(cfg)
+    _check_what_is_learned(cfg)
     _check_outputs(cfg, classes)
     for phase in plan(cfg, classes, num_labeled=1):
         check_config(phase.cfg)
@@ -61,10 +63,25 @@ def check_recipe(cfg: CfgNode) -> None:
 def _check_images(cfg: CfgNode) -> None:
     node = cfg.PSEUDO_LABEL
     named = dict.fromkeys(node.LABELED, "PSEUDO_LABEL.LABELED")
-    if "A" in node.PHASES:
-        folders = {x for x in node.UNLABELED if os.path.isdir(x)}
-        named |= dict.fromkeys({*node.UNLABELED} - folders, "PSEUDO_LABEL.UNLABELED")
+    for name in node.UNLABELED if "A" in node.PHASES else ():
+        file, _, root = name.partition(",")
+        is_list = file.endswith(".json")
+        if os.path.isdir(name) or (is_list and os.path.isfile(file) and os.path.isdir(root)):
+            continue
+        if is_list or os.sep in name:
+            what = "FILE.json,FOLDER of a list and its images" if is_list else "folder"
+            raise ConfigError(f"PSEUDO_LABEL.UNLABELED names {name}, which is no {what}.")
+        named[name] = "PSEUDO_LABEL.UNLABELED"
     check_available(named)
+
+
+def _check_what_is_learned(cfg: CfgNode) -> None:
+    masks = "MODEL.MASK_ON" if has_mask_head(cfg) else ""
+    if key := masks or ("MODEL.KEYPOINT_ON" if cfg.MODEL.KEYPOINT_ON else ""):
+        raise ConfigError(
+            f"{key} is True, and pseudo labels are boxes only: set it False, or take a student "
+            "without it."
+        )
 
 
 def _check_outputs(cfg: CfgNode, classes: PhaseClasses) -> None:

@@ -37,7 +37,8 @@ def add_pseudo_label_config(cfg: CN) -> None:
     node.TEACHERS = []
     # NAME=FILE: what a teacher's classes are called, if not as it calls them itself.
     node.CLASS_MAPS = []
-    # Images that nobody has labelled: data sets (labels of theirs are not read), folders.
+    # Images that nobody has labelled: folders, data sets (labels of theirs are not read), and lists
+    # in COCO's format with the folder of their images, "FILE.json,FOLDER".
     node.UNLABELED = []
     # Data sets that people have labelled. Empty: there is no phase C.
     node.LABELED = []

@@ -159,8 +159,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of :func:`from_arguments`."""
     default = GenerateSettings()
     add = parser.add_argument
-    add("--images", nargs="+", required=True, metavar="NAME|FILE.json|FOLDER",
-        help="data sets, lists in COCO's format, folders")  # fmt: skip
+    add("--images", nargs="+", required=True, metavar="NAME|FOLDER|FILE.json",
+        help="data sets, folders, lists in COCO's format, also as FILE.json,FOLDER")  # fmt: skip
     add("--image-root", default="", metavar="DIR", help="folder of the images of a FILE.json")
     add("--teacher", action="append", required=True, metavar="NAME=CONFIG[,WEIGHTS]",
         help="may be given several times; without weights, those of the model zoo")  # fmt: skip

@@ -100,7 +100,11 @@ def from_folder(path: str | Path) -> Source:
 
 
 def from_names(names: Sequence[str], image_root: str = "") -> Source:
-    """The images of data sets, .json files (their images in ``image_root``) and folders, together.
+    """The images of data sets, folders and lists in COCO's format, together.
+
+    Args:
+        names: data sets, folders, FILE.json, and FILE.json,FOLDER, whose images are there.
+        image_root: folder of the images of each FILE.json.
 
     Raises:
         ValueError: one of them cannot be had.
@@ -113,8 +117,11 @@ def _from_name(name: str, image_root: str) -> Source:
         return from_dataset(name)
     if os.path.isdir(name):
         return from_folder(name)
-    if name.endswith(".json"):
-        return from_coco_list(name, image_root)
+    file, _, folder = name.partition(",")
+    if file.endswith(".json"):
+        return from_coco_list(file, folder or image_root)
+    if os.sep in name:
+        raise SourceError(f"There is no folder {name}.")
     known = unknown_name("data set", name, DatasetCatalog.keys())
     raise SourceError(f"{name} is no folder and no .json file. {known}")
 

@@ -199,6 +199,10 @@ def test_what_a_name_stands_for(tmp_path, register):
         ("b/2.png", "l.json"),
         ("c/3.png", "pl_one"),
     ]
+    _, same = from_names([names[0], f"{listed},{tmp_path / 'b'}", names[2]])
+    assert same == images
+    with pytest.raises(SourceError, match="There is no folder .*/d"):
+        from_names([str(tmp_path / "d")])
     with pytest.raises(SourceError, match="pl_onee is no folder.*did you mean 'pl_one'"):
         from_names(["pl_onee"])
 

@@ -168,6 +168,8 @@ NODE = "PSEUDO_LABEL."
         ({"TEACHERS": "['big=no.yaml,no.pth']"}, "no.yaml"),
         ({"UNLABELED": "[]", "LABELED": "[]"}, "name images to label"),
         ({"UNLABELED": "['nowhere']"}, "UNLABELED names the data set 'nowhere'"),
+        ({"UNLABELED": "['/no/where']"}, "UNLABELED names /no/where, which is no folder"),
+        ({"UNLABELED": "['list.json']"}, "list.json, which is no FILE.json,FOLDER"),
         ({"LABELED": "['nowhere']"}, "LABELED names the data set 'nowhere'"),
         ({"LABELED": "[]", "PHASE_B_IMAGES": "labeled"}, "PHASE_B_IMAGES is labeled, but"),
         ({"LABELED": "[]", "BASELINE": "joint"}, "BASELINE joint needs people's labels"),
@@ -211,6 +213,13 @@ def test_a_student_that_cannot_mask_classes(folder, big):
         rcnn.PSEUDO_LABEL = cfg.PSEUDO_LABEL
         with pytest.raises(ConfigError, match="USE_SIGMOID_CE"):
             check_recipe(rcnn)
+
+
+def test_a_student_with_masks(folder, big):
+    cfg = recipe(folder, teachers=[big])
+    cfg.merge_from_file("configs/quickstart/plain_mask_rcnn.yaml")
+    with pytest.raises(ConfigError, match="MODEL.MASK_ON is True, and pseudo labels are boxes"):
+        check_recipe(cfg)
 
 
 def test_a_last_phase_that_cannot_be_evaluated(folder, big):
