@@ -21,6 +21,7 @@ from .recipe import (
     export_settings,
     filter_settings,
     generate_settings,
+    labels_own_images,
     merge_settings,
 )
 
@@ -53,6 +54,13 @@ def check_recipe(cfg: CfgNode) -> None:
                 "set, or PSEUDO_LABEL.CLASSES or PHASE_C.CLASSES in the order of this one."
             )
         _check_student(phase.cfg)
+    fills = classes.missing and node.PHASE_C.MISSING == "pseudo" and "C" in node.PHASES
+    if fills and "A" in node.PHASES and not labels_own_images(cfg):
+        raise ConfigError(
+            f"PSEUDO_LABEL.LABELED has no labels of {', '.join(classes.missing)}, and "
+            "PHASE_C.MISSING pseudo takes boxes of them from the teachers, which do not see these "
+            "images: set PSEUDO_LABEL.PHASE_B_IMAGES unlabeled+labeled, or another PHASE_C.MISSING."
+        )
     if node.FILTER.MIN_AGREEMENT is not None and not node.GENERATE.FLIP:
         raise ConfigError(
             "PSEUDO_LABEL.FILTER.MIN_AGREEMENT needs mirrored images: set "

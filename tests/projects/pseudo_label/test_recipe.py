@@ -215,6 +215,17 @@ def test_a_student_that_cannot_mask_classes(folder, big):
             check_recipe(rcnn)
 
 
+def test_missing_classes_that_nobody_looks_for(folder, big):
+    with data_set("recipe_labels", FIRST):
+        cfg = recipe(folder, "PSEUDO_LABEL.LABELED", "['recipe_labels']", teachers=[big])
+        check_recipe(cfg)
+        cfg.PSEUDO_LABEL.PHASE_B_IMAGES = "unlabeled"
+        with pytest.raises(
+            ConfigError, match="has no labels of triangle, star, cross, and PHASE_C"
+        ):
+            check_recipe(cfg)
+
+
 def test_a_student_with_masks(folder, big):
     cfg = recipe(folder, teachers=[big])
     cfg.merge_from_file("configs/quickstart/plain_mask_rcnn.yaml")
