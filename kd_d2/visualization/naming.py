@@ -41,16 +41,15 @@ def known_names(cfg: CfgNode, num_classes: int) -> list[str] | None:
 
     A data set that must be read before it knows its classes is read, if it can be.
     """
-    names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
-    register_by_prefix(names)
-    for name in names:
-        if name not in DatasetCatalog:
-            continue
-        if MetadataCatalog.get(name).get("thing_classes") is None:
-            try:
-                DatasetCatalog.get(name)
-            except (OSError, ValueError):
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        try:
+            register_by_prefix([name])
+            if name not in DatasetCatalog:
                 continue
+            if MetadataCatalog.get(name).get("thing_classes") is None:
+                DatasetCatalog.get(name)
+        except (OSError, ValueError):
+            continue
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes is not None and len(classes) == num_classes:
             return list(classes)

@@ -95,7 +95,7 @@ def test_inputs_keep_the_labels_that_there_are(folder, tiny_cfg):
 def test_names_come_from_a_data_set_with_as_many_classes(tiny_cfg):
     cfg = tiny_cfg()
     assert known_names(cfg, 3) is None
-    cfg.DATASETS.TEST = ("no_such_set",)
+    cfg.DATASETS.TEST = ("no_such_set", "pseudo_labels:/nowhere")
     cfg.DATASETS.TRAIN = ("kd_names_late",)
     DatasetCatalog.register(
         "kd_names_late",
