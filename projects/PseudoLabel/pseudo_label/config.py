@@ -63,6 +63,10 @@ def add_pseudo_label_config(cfg: CN) -> None:
     generate.BATCH = default.batch  # images at once; changes scores a little
     generate.SIZE = default.size  # (shorter side, longest side) of images. None: the teacher's own
     generate.FLIP = default.flip  # look at mirrored images, too: tells reliable boxes
+    # Test-time augmentation: shorter sides at which images are looked at instead of the test size;
+    # what is found at all of them is united by NMS. Empty: the test size alone.
+    generate.TTA_SIZES = default.tta_sizes
+    generate.TTA_FLIP = default.tta_flip  # look at each size mirrored, too, and unite what is found
     generate.AMP = default.amp
     generate.SHARD_SIZE = default.shard_size  # images that are done or not as a whole
     generate.MAX_FAILED_SHARE = default.max_failed_share  # of unreadable images

@@ -170,6 +170,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-k", type=int, default=default.topk, help="detections of an image at most, "
         "default %(default)s")  # fmt: skip
     add("--flip", action="store_true", help="look at mirrored images, too: twice the time")
+    add("--tta-sizes", type=int, nargs="+", default=default.tta_sizes, metavar="N",
+        help="shorter sides at which images are looked at instead of the test size; what is found "
+        "is united")  # fmt: skip
+    add("--tta-flip", action="store_true",
+        help="look at each size mirrored, too, and unite what is found")  # fmt: skip
     add("--amp", action="store_true", help="automatic mixed precision")
     add("--device", default="", help="cpu, cuda or cuda:N; default: a GPU if there is one")
     add("--num-workers", type=int, default=default.num_workers,
@@ -197,6 +202,8 @@ def from_arguments(args: argparse.Namespace) -> tuple[RunFolder, GenerateSetting
         topk=args.top_k,
         batch=args.batch,
         flip=args.flip,
+        tta_sizes=tuple(args.tta_sizes),
+        tta_flip=args.tta_flip,
         amp=args.amp,
         shard_size=args.shard_size,
         device=args.device,

@@ -101,7 +101,9 @@ def _differences(
         new_values = json.loads(json.dumps(new.provenance, default=str))
         for key in IDENTITY:
             if key != "image_list":
-                yield from _changes(f"{new.name}'s {key}", old.provenance.get(key), new_values[key])
+                yield from _changes(
+                    f"{new.name}'s {key}", old.provenance.get(key), new_values.get(key)
+                )
         yield from _changes(f"{new.name}'s classes", list(old.classes), list(new.classes))
 
 

@@ -4,7 +4,7 @@ Symbols: C channels; H, W height and width of an image turned as its EXIF says; 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,27 +28,30 @@ class ImageReader:
     Args:
         cfg: the teacher's: the format of its images, and the size to which they are brought.
         max_pixels: larger images are not read.
+        sizes: shorter sides to which each image is brought besides the test size.
     """
 
-    def __init__(self, cfg: CfgNode, max_pixels: int = MAX_PIXELS):
+    def __init__(self, cfg: CfgNode, max_pixels: int = MAX_PIXELS, sizes: Sequence[int] = ()):
         self._resize = T.AugmentationList(build_augmentation(cfg, is_train=False))
+        self._resizes = {size: _resize_to(size, cfg) for size in sizes}
         self._format = cfg.INPUT.FORMAT
         self._max_pixels = max_pixels
 
     def __call__(self, record: ImageRecord) -> dict[str, Any]:
         """
         Returns:
-            ``image`` (C, h, w), ``height`` H and ``width`` W; or ``error``, why it cannot be read.
+            ``image`` (C, h, w), ``height`` H and ``width`` W, and if there are other sizes
+            ``views``, shorter side -> (C, h, w); or ``error``, why it cannot be read.
         """
         try:
             image = self._read(record.file_name)
             height, width = image.shape[:2]
-            resized = T.AugInput(image)
-            self._resize(resized)
-            pixels = np.ascontiguousarray(resized.image.transpose(2, 0, 1))
+            found = {"image": _resized(image, self._resize), "height": height, "width": width}
+            if self._resizes:
+                found["views"] = {size: _resized(image, x) for size, x in self._resizes.items()}
         except Exception as error:  # PIL's plugins raise what they like
             return {"error": _reason(error, record)}
-        return {"image": torch.from_numpy(pixels), "height": height, "width": width}
+        return found
 
     def _read(self, file: str) -> np.ndarray:
         """(H, W, C)."""
@@ -64,6 +67,27 @@ class ImageReader:
                     _eight_bit(ImageOps.exif_transpose(image)), self._format
                 )
             return read_image(file, self._format)
+
+
+def _resize_to(size: int, cfg: CfgNode) -> T.AugmentationList:
+    """The teacher's test resize to another shorter side.
+
+    The limit of the longer side grows in proportion. Detectron2's TTA has one limit for all sizes,
+    but a high one; that of the test size would make larger views of most images the same.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if cfg.INPUT.MIN_SIZE_TEST:  # 0: images keep their size
+        cfg.INPUT.MAX_SIZE_TEST = round(cfg.INPUT.MAX_SIZE_TEST * size / cfg.INPUT.MIN_SIZE_TEST)
+    cfg.INPUT.MIN_SIZE_TEST = size
+    return T.AugmentationList(build_augmentation(cfg, is_train=False))
+
+
+def _resized(image: np.ndarray, resize: T.AugmentationList) -> torch.Tensor:
+    """(H, W, C) -> (C, h, w)."""
+    resized = T.AugInput(image)
+    resize(resized)
+    return torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -6,6 +6,7 @@ import torch
 
 from kd_d2.config.rules import (
     ConfigError,
+    Rule,
     check_values,
     list_of,
     number,
@@ -21,6 +22,11 @@ from .claims import HEARTBEAT, STALE
 from .reading import MAX_PIXELS
 from .shards import SIZE
 
+_WHOLE_NUMBERS = list_of(whole(1), "")
+_SIZES = Rule(
+    lambda x: _WHOLE_NUMBERS.fits(x) and len(set(x)) == len(x),
+    "a list of different whole numbers of pixels, e.g. [640, 800]; or empty for the test size",
+)
 RULES = {
     "floor": share,
     "topk": whole(1),
@@ -28,6 +34,8 @@ RULES = {
     "batch": whole(1),
     "size": optional(list_of(whole(1), "two whole numbers", lengths=(2,)), "the teacher's own"),
     "flip": truth,
+    "tta_sizes": _SIZES,
+    "tta_flip": truth,
     "amp": truth,
     "max_pixels": whole(1),
     "shard_size": whole(1),
@@ -52,6 +60,12 @@ class GenerateSettings:
         size: shorter side, and largest longer side, to which images are brought; None: the
             teacher's test size.
         flip: detect in the mirrored images, too, and note how well both agree.
+        tta_sizes: shorter sides at which images are looked at instead of the test size, one after
+            the other; the detections are united. The limit of the longer side grows in proportion.
+            Empty: the test size.
+        tta_flip: each of these looks at the mirrored images, too, and its detections are united
+            with the others (so that, with ``flip``, those from the mirrored images agree with
+            themselves).
         amp: automatic mixed precision.
         max_pixels: larger images are not read.
         shard_size: images of a shard.
@@ -70,6 +84,8 @@ class GenerateSettings:
     batch: int = 1
     size: tuple[int, int] | None = None
     flip: bool = False
+    tta_sizes: tuple[int, ...] = ()
+    tta_flip: bool = False
     amp: bool = False
     max_pixels: int = MAX_PIXELS
     shard_size: int = SIZE

@@ -33,11 +33,13 @@ from kd_d2.visualization.naming import known_names
 from .run_folder import TeacherRecord, hash_of
 from .settings import GenerateSettings
 
+_TTA = ("tta_sizes", "tta_flip")
 IDENTITY = (
     *("config", "weights_sha256", "floor", "topk", "nms", "size", "flip", "batch", "amp"),
-    *("max_pixels", "shard_size", "image_list"),
+    *("max_pixels", "shard_size", "image_list", *_TTA),
 )
-"""Keys of a teacher's provenance that its detections depend on."""
+"""Keys of a teacher's provenance that its detections depend on; those of TTA are there if it is on,
+so that runs without it are those of versions that did not have it."""
 
 
 class TeacherSource(NamedTuple):
@@ -154,7 +156,7 @@ def teacher_record(
     provenance = {
         "config": _own(cfg),
         "weights_sha256": file_sha256(weights),
-        **{key: getattr(settings, key) for key in IDENTITY if hasattr(settings, key)},
+        **_asked(settings),
         "nms": node.NMS_THRESH_TEST,
         "size": [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST],
         "image_list": image_list,
@@ -163,8 +165,15 @@ def teacher_record(
         "opts": list(source.opts),
         **about,
     }
-    run = hash_of({key: provenance[key] for key in IDENTITY})
+    run = hash_of({key: provenance[key] for key in IDENTITY if key in provenance})
     return TeacherRecord(source.name, class_names(cfg), run, provenance)
+
+
+def _asked(settings: GenerateSettings) -> dict[str, Any]:
+    """What of the settings detections depend on."""
+    off = [key for key in _TTA if not getattr(settings, key)]
+    keys = (key for key in IDENTITY if hasattr(settings, key) and key not in off)
+    return {key: getattr(settings, key) for key in keys}
 
 
 def source_of(record: TeacherRecord) -> TeacherSource:

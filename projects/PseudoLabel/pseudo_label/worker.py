@@ -20,6 +20,7 @@ from .shard_queue import ShardQueue, build_loader, end_readers
 from .shards import Shard, ShardContents, write_shard
 from .stopping import StopRequest
 from .teachers import build_detector, source_of, teacher_config, teacher_record
+from .tta import TTA
 
 
 class Worker:
@@ -49,8 +50,9 @@ class Worker:
                 built = build_detector(cfg)
             except CheckpointError as error:
                 raise CheckpointError(f"Teacher {record.name}: {error}") from error
-            self._detectors.append(Detector(built, device, settings.flip, settings.amp))
-            readers.append(ImageReader(cfg, settings.max_pixels))
+            tta = TTA.of(cfg, settings)
+            self._detectors.append(Detector(built, device, settings.flip, settings.amp, tta))
+            readers.append(ImageReader(cfg, settings.max_pixels, tta.sizes))
         self._on_device: Detector | None = None
         on_gpu = device.type == "cuda"
         self._loader = build_loader(queue, readers, settings.num_workers, on_gpu)
