@@ -2,6 +2,7 @@
 
     python benchmarks/pseudo_label_table.py --seeds 1 2 3                  # hours on two CPU cores
     python benchmarks/pseudo_label_table.py --seeds 1 2 3 --parts labels --percents 10
+    python benchmarks/pseudo_label_table.py --iterations 2400 --teacher-iterations 5000
     python benchmarks/pseudo_label_table.py --table-only --curves few_labels.png
 
 Each run is a run of train_net.py with configs/quickstart/pseudo_label_gfl.yaml (or another of
@@ -48,6 +49,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--percents", nargs="+", type=positive, default=[5, 10, 20, 100])
     parser.add_argument("--seeds", nargs="+", type=positive, default=[1, 2, 3])
     parser.add_argument("--iterations", type=positive, default=1200, help="of phase B")
+    parser.add_argument(
+        "--teacher-iterations", type=positive, help="default: in proportion to the student's"
+    )
     parser.add_argument("--workers", type=positive, default=2, help="runs side by side")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads of each run")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -99,6 +103,11 @@ class Plan:
 
     # ---- single runs
 
+    @cached_property
+    def _scale(self) -> float:
+        """How much longer the schedule is than that of the config."""
+        return self.args.iterations / load_config(self.args.config).SOLVER.MAX_ITER
+
     def _run(
         self,
         part: str,
@@ -116,6 +125,9 @@ class Plan:
     ) -> Run:
         args, config = self.args, config or self.args.config
         values, length = schedule_overrides(config, iterations or args.iterations)
+        # as long a part of phase B as in the config
+        epochs = load_config(self.args.config).PSEUDO_LABEL.PHASE_C.EPOCHS * self._scale
+        values["PSEUDO_LABEL.PHASE_C.EPOCHS"] = epochs
         values |= {"SEED": seed, "MODEL.DEVICE": args.device, "TEST.EVAL_PERIOD": length}
         values |= {key.replace("__", "."): value for key, value in overrides.items()}
         name = name or f"{part}_{row}_{percent}p_seed{seed}"
@@ -134,7 +146,7 @@ class Plan:
     def _teacher(self, part: str, row: str, seed: int = 1, name: str = "", **overrides) -> Run:
         """A teacher's training; its schedule keeps its proportion to the student's."""
         own, student = (load_config(x).SOLVER.MAX_ITER for x in (self._zoo_file, self.args.config))
-        length = round(self.args.iterations * own / student)
+        length = self.args.teacher_iterations or round(self.args.iterations * own / student)
         config, name = self._zoo_file, name or f"{part}_teacher_seed{seed}"
         return self._run(
             part, row, 0, seed, config=config, iterations=length, name=name, **overrides
@@ -224,7 +236,7 @@ class Plan:
             for percent in self.args.percents:
                 images = self._few(seed, percent)
                 self._c("b_c", percent, seed, b, everything, images["PSEUDO_LABEL__LABELED"])
-                for kind in ("labels", "joint"):
+                for kind in ("labels", "joint") if percent < 100 else ("labels",):
                     self._student(
                         kind, percent, seed, everything, "ABC",
                         folder=f"baseline_{kind}", PSEUDO_LABEL__BASELINE=kind,
@@ -239,6 +251,7 @@ class Plan:
         """All labels, for as long as phases B and C are with the most of the few labels."""
         few = max((x for x in self.args.percents if x < 100), default=FEW)
         cfg = load_config(self.args.config)
+        cfg.PSEUDO_LABEL.PHASE_C.EPOCHS *= self._scale
         length = self.args.iterations + phase_c_length(cfg, NUM_TRAIN * few // 100)
         self._run("labels", "all_labels", 100, seed, config=self._plain, iterations=length)
 

@@ -59,8 +59,8 @@ def test_phase_c_begins_anew_with_the_weights_of_b():
     c = phases(cfg)["c"]
     assert c.MODEL.WEIGHTS == "out/phase_b/model_final.pth"
     assert c.DATASETS.TRAIN == ("shapes_train_10p_s0",)
-    # 4.8 epochs of 200 images, 8 at once; 2/3 and 5/6 of it
-    assert (c.SOLVER.MAX_ITER, c.SOLVER.STEPS) == (120, (80, 100))
+    # 6 epochs of 200 images, 8 at once; 2/3 and 5/6 of it
+    assert (c.SOLVER.MAX_ITER, c.SOLVER.STEPS) == (150, (100, 125))
     assert pytest.approx(0.1 * cfg.SOLVER.BASE_LR) == c.SOLVER.BASE_LR
     assert c.SOLVER.WARMUP_ITERS == 10
     assert cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS == c.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -71,7 +71,7 @@ def test_phase_c_begins_anew_with_the_weights_of_b():
 def test_a_trainable_teacher_s_rate_follows():
     c = phases(recipe("SOLVER.TEACHER.BASE_LR", 0.5, "SOLVER.TEACHER.STEPS", "(750,)"))["c"]
     assert pytest.approx(0.05) == c.SOLVER.TEACHER.BASE_LR
-    assert c.SOLVER.TEACHER.STEPS == (60,)
+    assert c.SOLVER.TEACHER.STEPS == (75,)
 
 
 def test_phase_c_may_begin_with_other_weights():
@@ -101,7 +101,7 @@ def test_baselines_are_as_long_as_both_phases():
         cfg = recipe("PSEUDO_LABEL.BASELINE", kind)
         [(name, phase)] = phases(cfg).items()
         assert name == kind and f"out/baseline_{kind}" == phase.OUTPUT_DIR
-        assert cfg.SOLVER.MAX_ITER + 120 == phase.SOLVER.MAX_ITER
+        assert cfg.SOLVER.MAX_ITER + 150 == phase.SOLVER.MAX_ITER
         assert cfg.SOLVER.BASE_LR == phase.SOLVER.BASE_LR
         assert cfg.MODEL.WEIGHTS == phase.MODEL.WEIGHTS
 
