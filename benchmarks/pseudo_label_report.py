@@ -19,7 +19,7 @@ ROWS = {
         "joint": "labels and pseudo labels at once, iterations of B + C",
         "b_train_only": "B without the images of `shapes_unlabeled`",
         "b_c_train_only": "B + C without them",
-        "all_labels": "all labels, iterations of B + C at the largest share below 100 %",
+        "all_labels": "all labels, iterations of B + C at 20 %",
         "teacher": "teacher (all labels)",
     },
     "same_subset": {
@@ -51,9 +51,15 @@ TITLES = {
 }
 
 
-def read_results(folder: Path) -> list[dict]:
-    """All results that are kept in a folder."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("pseudo_*.json"))]
+# Percent of the labels of a row where results do not say it: teachers' own labels are none of the
+# student's, and in the domain part those of the target count.
+_SHARES = {("labels", "teacher"): 100, ("same_subset", "teacher"): 10, ("domain", "source"): 0}
+
+
+def read_results(folder: Path, iterations: int) -> list[dict]:
+    """The results that are kept in a folder, of one length of phase B."""
+    paths = sorted(folder.glob(f"pseudo_*_{iterations}it_seed*.json"))
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def tables(results: list[dict]) -> str:
@@ -63,7 +69,7 @@ def tables(results: list[dict]) -> str:
         mine = [r for r in results if r["part"] == part]
         if not mine:
             continue
-        percents = sorted({r["percent"] for r in mine})
+        percents = sorted(set(map(_share, mine)))
         lines = [
             f"**{TITLES[part]}**",
             "",
@@ -82,21 +88,28 @@ def tables(results: list[dict]) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def _aps(runs: list[dict], percent: int) -> list[float]:
+def _share(result: dict) -> int:
+    """Percent of the images whose labels were learned."""
+    return _SHARES.get((result["part"], result["row"]), result["percent"])
+
+
+def _ap(result: dict) -> float:
     """A run that detects nothing has no scores at all; its AP is 0."""
-    return [r["scores"]["AP"] or 0.0 for r in runs if r["percent"] == percent]
+    return result["scores"]["AP"] or 0.0
+
+
+def _aps(runs: list[dict], percent: int) -> list[float]:
+    return [_ap(r) for r in runs if _share(r) == percent]
 
 
 def against_all_labels(results: list[dict]) -> str:
     """Which of the rows with few labels reach the student that has all, seed by seed."""
-    whole = {r["seed"]: r["scores"]["AP"] or 0.0 for r in results if r["row"] == "all_labels"}
+    whole = {r["seed"]: _ap(r) for r in results if r["row"] == "all_labels"}
     lines = []
     for row in ("labels", "b_c", "joint"):
         for percent in sorted({r["percent"] for r in results if r["row"] == row}):
             runs = [r for r in results if (r["row"], r["percent"]) == (row, percent)]
-            gains = [
-                (r["scores"]["AP"] or 0.0) - whole[r["seed"]] for r in runs if r["seed"] in whole
-            ]
+            gains = [_ap(r) - whole[r["seed"]] for r in runs if r["seed"] in whole]
             if gains:
                 title = ROWS["labels"][row]
                 lines.append(f"| {title} | {percent} % | {mean_sd(gains, '+')} |")
@@ -118,7 +131,7 @@ def draw_few_labels(path: Path, results: list[dict]) -> None:
             label=ROWS["labels"][row],
         )  # fmt: skip
     for row, style in (("b", "--"), ("all_labels", "-."), ("teacher", ":")):
-        values = [r["scores"]["AP"] or 0.0 for r in mine if r["row"] == row]
+        values = [_ap(r) for r in mine if r["row"] == row]
         if values:
             axes.axhline(
                 fmean(values), color="black", linestyle=style, linewidth=1,

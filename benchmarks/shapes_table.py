@@ -20,11 +20,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from kept_runs import add_run_arguments, attempt, how_it_ran
 from shapes_report import draw_curves, draw_gains, provenance, read_results, summary
 from workload import positive
 
 from kd_d2.config.rules import ConfigError
-from kd_d2.engine import load_config, user_errors
+from kd_d2.engine import load_config
 from kd_d2.experiments.jobs import Job, run_jobs
 from kd_d2.experiments.machine import describe_machine
 from kd_d2.experiments.progress import Progress
@@ -101,14 +102,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--evaluations", type=positive, default=10, help="of each student: the points of its curve"
     )
-    parser.add_argument("--workers", type=positive, default=2, help="runs side by side")
-    parser.add_argument("--threads", type=positive, default=1, help="CPU threads of each run")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--output", type=Path, default=Path("output/benchmarks/shapes"))
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--resume", action="store_true", help="continue unfinished runs")
+    add_run_arguments(parser, "output/benchmarks/shapes")
     parser.add_argument("--anew", action="store_true", help="repeat runs that have a result")
-    parser.add_argument("--table-only", action="store_true", help="print what there is")
     parser.add_argument("--curves", type=Path, metavar="PNG", help="draw AP over iterations, too")
     parser.add_argument("--gains", type=Path, metavar="PNG", help="draw AP against plain, too")
     return parser.parse_args(argv)
@@ -251,11 +246,7 @@ def write_result(args: argparse.Namespace, run: Run, machine: dict) -> None:
         "detection_share": metrics.first("gradient_share/detection"),
         "curve": list(zip(*metrics.series("bbox/AP"), strict=True)),
         "teacher_curve": list(zip(*metrics.series("bbox_teacher/AP"), strict=True)),
-        "command": shlex.join(["python", *run.job.command(Path("train_net.py"))[1:]]),
-        "workers": args.workers,
-        "threads": args.threads,
-        "machine": machine,
-        "fingerprint": run.job.fingerprint(),
+        **how_it_ran(args, run.job, machine),
     }
     args.results.mkdir(parents=True, exist_ok=True)
     result_path(args, run).write_text(json.dumps(result, indent=1) + "\n")
@@ -263,6 +254,7 @@ def write_result(args: argparse.Namespace, run: Run, machine: dict) -> None:
 
 def run_all(args: argparse.Namespace) -> None:
     """Runs what has no result yet: teachers and all who need none, then the others."""
+    make_data(CONFIGS["plain"].format(args.detectors[0]))
     runs = plan(args)
     todo = [run for run in runs if not has_result(args, run)]
     print(f"{len(runs) - len(todo)} results are kept, {len(todo)} runs to do.", flush=True)
@@ -295,17 +287,8 @@ def run_all(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     os.chdir(ROOT)
-    if not args.table_only:
-        try:
-            with user_errors():
-                make_data(CONFIGS["plain"].format(args.detectors[0]))
-                run_all(args)
-        except KeyboardInterrupt:
-            print("\nStopped; the same command goes on with what is not finished.")
-            return 130
-        except RuntimeError as error:
-            print(f"Error: {error}", file=sys.stderr)
-            return 1
+    if not args.table_only and (code := attempt(lambda: run_all(args))):
+        return code
     results = read_results(args.results)
     if not results:
         print(

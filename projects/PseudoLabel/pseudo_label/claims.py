@@ -59,12 +59,8 @@ class Claims:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(path, away)
                 os.unlink(away)
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
+        if not _created(path, json.dumps(_this_process())):
             return False
-        with open(descriptor, "w") as f:
-            json.dump(_this_process(), f)
         self._held.add(name)
         if not self._thread:  # not before: processes that fork should have no threads yet
             self._thread = threading.Thread(target=self._beat, name="claims", daemon=True)
@@ -90,7 +86,8 @@ class Claims:
     def clear(self) -> None:
         """Removes all claims, of whomever: for when the work is done."""
         self._held.clear()
-        for path in (*self._folder.glob(f"*{_SUFFIX}"), self._clock):
+        left = self._folder.glob(f".*{_SUFFIX}.*")  # of processes that were killed
+        for path in (*self._folder.glob(f"*{_SUFFIX}"), *left, self._clock):
             path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
@@ -120,6 +117,26 @@ class Claims:
         """By the file system's clock, which is the one for all machines, other than theirs."""
         self._clock.touch()
         return self._clock.stat().st_mtime
+
+
+def _created(path: Path, text: str) -> bool:
+    """Makes a file with all of its text, unless there is one."""
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
+    new.write_text(text)
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        return False
+    except OSError:  # there are no hard links; who is killed now leaves a claim without an owner
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            return False
+        with open(descriptor, "w") as f:
+            f.write(text)
+    finally:
+        new.unlink(missing_ok=True)
+    return True
 
 
 def _owner(path: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -145,6 +146,32 @@ def test_all_are_cleared(tmp_path, claims):
     (tmp_path / "a.npz").touch()
     claims.clear()
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_nobody_sees_half_a_claim(tmp_path, claims, monkeypatch):
+    """It has its owner from the first moment on."""
+    seen = []
+    link = os.link
+
+    def linked(new, path):
+        seen.append((Path(path).exists(), json.loads(Path(new).read_text())["pid"]))
+        link(new, path)
+
+    monkeypatch.setattr(os, "link", linked)
+    assert claims.claim("a")
+    assert seen == [(False, os.getpid())]
+    assert not [*tmp_path.glob(".*.new")]
+
+
+def test_file_systems_without_hard_links(tmp_path, claims, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with Claims(tmp_path) as other:
+        assert claims.claim("a") and not other.claim("a")
+    assert json.loads((tmp_path / "a.claim").read_text())["pid"] == os.getpid()
+    assert not [*tmp_path.glob(".*.new")]
 
 
 def test_of_many_at_once_one_gets_each(tmp_path):

@@ -1,111 +1,45 @@
-"""Labels of people in a student's classes, completed by pseudo labels."""
+"""Labels of people in a student's classes, completed by pseudo labels: what a view shows."""
 
-import json
 import os
 import shutil
 
 import numpy as np
 import pytest
-from cases import Case, make_run
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
+from relabeled_cases import (
+    HELMET,
+    STUDENT,
+    box,
+    export_of,
+    export_of_five,
+    image,
+    labelled_images,
+    named,
+    read,
+    registering,
+)
 from tiny_models import tiny_cfg
 
-from kd_d2.config.rules import ConfigError
-from kd_d2.data.requirements import check_datasets, check_num_classes
+from kd_d2.data.requirements import check_num_classes
 from kd_d2.engine import DistillationTrainer
-from kd_d2.projects.pseudo_label import View, read_view, write_view
-from kd_d2.projects.pseudo_label.export import ExportSettings, export_run
-from kd_d2.projects.pseudo_label.shards import UNCERTAIN, USED
-from kd_d2.projects.pseudo_label.trained_on import ExportedLabelsError
-
-STUDENT = ["car", "helmet"]
-HELMET, CAR, DOG = range(3)  # as the teachers number them
+from kd_d2.projects.pseudo_label.shards import USED
 
 
 @pytest.fixture
 def exported(tmp_path):
-    """Five images with ids from 100 on; the third was too uncertain to have pseudo labels."""
-    return export_of(
-        tmp_path,
-        [USED, USED, UNCERTAIN, USED, USED],
-        kept=[
-            (0, 0, 0, 10, 7, 0.75, HELMET, 0, 2, 0.8125),  # 0.7 of the labelled car
-            (0, 0, 0, 10, 7.1, 0.9, HELMET),  # 0.71 of it
-            (0, 40, 0, 50, 10, 0.8, CAR),  # people have said what is a car
-            (0, 20, 20, 40, 40, 0.8, HELMET),  # the labelled dog
-            (1, 5, 5, 25, 25, 0.9, HELMET),
-            (3, 5, 5, 25, 25, 0.6, CAR),
-            (3, 50, 5, 70, 25, 0.8, DOG),
-        ],
-        ignored=[(0, 0, 0, 10, 10, 0.45, HELMET), (0, 60, 0, 70, 10, 0.45, CAR)],
-    )
-
-
-def export_of(folder, status, kept, ignored=()):
-    case = Case(status, kept, list(ignored), categories=("helmet", "car", "dog"))
-    run = make_run(folder, case)
-    export_run(run, ExportSettings(weight_mode="score"))
-    return run.folder / "export"
-
-
-def box(category, *corners, **more):
-    return {"bbox": list(corners), "bbox_mode": BoxMode.XYXY_ABS, "category_id": category} | more
-
-
-def image(folder, number, *annotations, id=None):
-    file = folder / "images" / f"part{number % 2}/image_{number}.png"
-    id = 100 + number if id is None else id
-    sizes = {"height": 60, "width": 80}
-    return {"file_name": str(file), "image_id": id, **sizes, "annotations": list(annotations)}
+    return export_of_five(tmp_path)
 
 
 @pytest.fixture
 def register():
-    names = []
-
-    def register(name, records, classes=("dog", "car")):
-        DatasetCatalog.register(name, records if callable(records) else lambda: records)
-        names.append(name)
-        if classes:
-            MetadataCatalog.get(name).thing_classes = list(classes)
-        return name
-
-    yield register
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name)
+    with registering() as register:
+        yield register
 
 
 @pytest.fixture
 def labelled(register, tmp_path):
-    """The first three images; people have labelled dogs and cars."""
-    segmentation = [[0, 0, 10, 0, 10, 10]]
-    return register(
-        "relabeled_people",
-        [
-            image(
-                tmp_path, 0, box(1, 0, 0, 10, 10, segmentation=segmentation), box(0, 20, 20, 40, 40)
-            ),
-            image(tmp_path, 1, box(1, 30, 30, 70, 50, iscrowd=1)),
-            image(tmp_path, 2, box(1, 1, 1, 9, 9)),
-        ],
-    )
-
-
-def named(tmp_path, **view):
-    """Writes a view's file and lets a config name it; the name."""
-    file = tmp_path / f"view_{len(list(tmp_path.glob('view_*')))}.json"
-    file.write_text(json.dumps({"classes": STUDENT, "drop": ["dog"]} | view))
-    cfg = tiny_cfg()
-    cfg.DATASETS.TRAIN = (f"relabeled:{file}",)
-    check_datasets(cfg, ("TRAIN",))
-    return cfg.DATASETS.TRAIN[0]
-
-
-def read(tmp_path, **view):
-    return DatasetCatalog.get(named(tmp_path, **view))
+    return register("relabeled_people", labelled_images(tmp_path))
 
 
 def seen(record):
@@ -321,127 +255,3 @@ def test_classes_are_known_before_anything_is_read(register, tmp_path):
     cfg.DATASETS.TRAIN = (name,)
     with pytest.raises(ValueError, match="has 2 classes but MODEL.RETINANET.NUM_CLASSES is 3"):
         check_num_classes(cfg, "RetinaNet")
-
-
-def test_it_is_no_test_set(labelled, tmp_path):
-    cfg = tiny_cfg()
-    cfg.DATASETS.TRAIN = (named(tmp_path, datasets=[labelled], missing="mask"),)
-    cfg.DATASETS.TEST = cfg.DATASETS.TRAIN
-    with pytest.raises(ValueError, match="DATASETS.TEST names 'relabeled:.*people have labelled"):
-        check_datasets(cfg)
-
-
-def test_written_and_read(tmp_path):
-    view = View(["a", "b"], ["car"], "pseudo", ["dog"], "RUN/export", 0.5, True)
-    write_view(tmp_path / "view.json", view)
-    assert read_view(tmp_path / "view.json") == view
-    (tmp_path / "short.json").write_text(
-        '{"datasets": ["a"], "classes": ["car"], "missing": "mask"}'
-    )
-    short = read_view(tmp_path / "short.json")
-    assert (list(short.drop), short.pseudo_labels, short.iou, short.others) == (
-        [],
-        None,
-        0.7,
-        False,
-    )
-
-
-VIEW = {"datasets": ["a"], "classes": ["car"], "missing": "mask"}
-
-
-@pytest.mark.parametrize(
-    "content, words",
-    [
-        (None, "cannot be read .No such file.*datasets, classes, missing, drop"),
-        ("{", "is no JSON"),
-        ("[]", "holds a list"),
-        ({**VIEW, "others": False, "othrs": True}, "Unknown key 'othrs': did you mean 'others'"),
-        ({"classes": ["car"]}, "does not say what datasets and missing are"),
-        ({**VIEW, "datasets": []}, "datasets is .*at least one"),
-        ({**VIEW, "datasets": "a"}, "datasets is 'a'"),
-        ({**VIEW, "datasets": ["a", "a"]}, "datasets has 'a' more than once"),
-        ({**VIEW, "classes": ["car", "cat", "car"]}, "classes has 'car' more than once"),
-        ({**VIEW, "classes": [1]}, "classes is .*names"),
-        ({**VIEW, "drop": ["car"]}, "'car' is in classes and in drop"),
-        ({**VIEW, "missing": "drop"}, "one of pseudo, mask, background"),
-        ({**VIEW, "iou": 70}, "iou is 70; it must be a number from 0 to 1"),
-        ({**VIEW, "others": 1}, "others is 1; it must be True or False"),
-        ({**VIEW, "others": True}, "others is true, but pseudo_labels is not given"),
-        ({**VIEW, "missing": "pseudo"}, "missing is 'pseudo', but pseudo_labels is not given"),
-    ],
-)
-def test_files_that_are_no_views(content, words, tmp_path):
-    file = tmp_path / "view.json"
-    if content is not None:
-        file.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(ConfigError, match=f"^{file}.*{words}") as caught:
-        read_view(file)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_view_of_a_view(labelled, tmp_path):
-    inner = named(tmp_path, datasets=[labelled], classes=["car"], missing="background")
-    view = {"datasets": [inner], "classes": ["helmet", "car"], "drop": []}
-    [first, *_] = read(tmp_path, **view, missing="mask")
-    assert [x["category_id"] for x in first["annotations"]] == [1]
-    assert first["covered_classes"] == [1]
-    masked = named(tmp_path, datasets=[labelled], missing="mask")
-    with pytest.raises(ConfigError, match="is such a file itself"):
-        named(tmp_path, **view | {"datasets": [masked]}, missing="mask")
-
-
-def test_what_is_not_there(labelled, tmp_path):
-    with pytest.raises(
-        ValueError, match="view_0.json names the data set 'relabeled_peple'.*relabeled_people"
-    ):
-        named(tmp_path, datasets=["relabeled_peple"], missing="mask")
-    with pytest.raises(ExportedLabelsError, match="nowhere holds no exported"):
-        named(tmp_path, datasets=[labelled], missing="pseudo", pseudo_labels="nowhere")
-    register_coco_instances("relabeled_coco", {}, str(tmp_path / "x.json"), str(tmp_path / "y"))
-    with pytest.raises(FileNotFoundError, match="relabeled_coco needs .*x.json and .*y/"):
-        named(tmp_path, datasets=["relabeled_coco"], missing="mask")
-    DatasetCatalog.remove("relabeled_coco")
-    MetadataCatalog.pop("relabeled_coco")
-    assert f"relabeled:{tmp_path / 'view_0.json'}" not in DatasetCatalog
-
-
-@pytest.mark.parametrize(
-    "view, words",
-    [
-        ({"drop": []}, r"'relabeled_people' has classes .* not have \(dog\): add them to classes"),
-        ({"classes": ["helmet"], "drop": ["dog", "car"]}, r"none of the student's classes \(helm"),
-    ],
-)
-def test_classes_that_do_not_fit(exported, labelled, view, words, tmp_path):
-    with pytest.raises(ConfigError, match=words):
-        read(tmp_path, **{"datasets": [labelled], "missing": "mask"} | view)
-
-
-@pytest.mark.parametrize(
-    "view, words",
-    [
-        ({"classes": ["car", "dog"], "drop": []}, r"export' has classes .*\(helmet\)"),
-        (
-            {"classes": ["car", "vest"], "drop": ["dog", "helmet"]},
-            r"export has none of the classes that 'relabeled_people' lacks \(vest\)",
-        ),
-    ],
-)
-def test_pseudo_labels_that_do_not_fit(exported, labelled, view, words, tmp_path):
-    pseudo = {"missing": "pseudo", "pseudo_labels": str(exported), "others": True}
-    with pytest.raises(ConfigError, match=words):
-        read(tmp_path, datasets=[labelled], **pseudo | view)
-
-
-def test_data_sets_without_labels(register, tmp_path):
-    bare = {k: v for k, v in image(tmp_path, 0).items() if k != "annotations"}
-    register("relabeled_bare", [image(tmp_path, 1, box(1, 0, 0, 9, 9)), bare])
-    with pytest.raises(ConfigError, match="images without labels, e.g. .*image_0.png"):
-        read(tmp_path, datasets=["relabeled_bare"], missing="mask")
-    register("relabeled_empty", [image(tmp_path, 0)])
-    with pytest.raises(ConfigError, match="has no labelled box"):
-        read(tmp_path, datasets=["relabeled_empty"], missing="mask")
-    register("relabeled_nameless", [image(tmp_path, 0, box(1, 0, 0, 9, 9))], None)
-    with pytest.raises(ConfigError, match="does not say which classes it has"):
-        read(tmp_path, datasets=["relabeled_nameless"], missing="mask")
