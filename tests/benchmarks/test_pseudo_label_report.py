@@ -1,5 +1,5 @@
+from pseudo_label_plan import FEW
 from pseudo_label_report import draw_few_labels, tables
-from pseudo_label_table import FEW
 
 from kd_d2.experiments.metrics import SCORES
 
