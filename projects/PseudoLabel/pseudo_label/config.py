@@ -55,6 +55,9 @@ def add_pseudo_label_config(cfg: CN) -> None:
     node.LABELS_DIR = ""
     # Leave uncertain boxes out in phase B; False: they are background.
     node.USE_IGNORE = True
+    # Of the images; are noted in the labels.
+    node.LICENCE = ""
+    node.ORIGIN = ""
 
     default = GenerateSettings()
     generate = node.GENERATE = CN()
@@ -134,6 +137,8 @@ _VALUES = {
         "BASELINE": one_of(*BASELINES),
         "LABELS_DIR": text,
         "USE_IGNORE": truth,
+        "LICENCE": text,
+        "ORIGIN": text,
         "WEIGHTS": one_of(*WEIGHT_MODES),
         "W_MIN": share,
     },

@@ -117,7 +117,9 @@ def make_labels(cfg: CfgNode, classes: PhaseClasses) -> None:
     settings = generate_settings(cfg, _device(cfg))
     root, images = from_names(image_sources(cfg))
     check_no_leak(images, cfg.DATASETS.TEST)
-    run = prepare_run(labels_folder(cfg), images, root, teacher_sources(cfg), settings)
+    about = {"licence": cfg.PSEUDO_LABEL.LICENCE, "origin": cfg.PSEUDO_LABEL.ORIGIN}
+    folder, teachers = labels_folder(cfg), teacher_sources(cfg)
+    run = prepare_run(folder, images, root, teachers, settings, **about)
     report = generate(run, settings)
     logger.info("%d detections in %d images.", report.detections, report.images)
     if comm.is_main_process():
