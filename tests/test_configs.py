@@ -137,6 +137,7 @@ def test_detector_is_detectron2s(name, ours):
     ours = load(f"baselines/{ours}.yaml")
     for key in ("TOP_BLOCK_IN_FEATURE", "TOP_BLOCK_RELU", "INIT"):
         ours.MODEL.FPN.pop(key)
+    assert not ours.INPUT.pop("STRONG_AUGMENTATION")
     for node in (stock, ours):
         for key in ("DEFORM_ON_PER_STAGE", "DEFORM_MODULATED"):  # not in the zoo's X-101
             node.MODEL.RESNETS.pop(key)

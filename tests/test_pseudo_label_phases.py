@@ -67,6 +67,7 @@ def workplace(tmp_path_factory):
             "TEACHERS": [f"big={config},{weights}"],
             "UNLABELED": ["few_unlabeled"],
             "LABELED": ["few_train"],
+            "LICENCE": "CC0",
             "GENERATE": {"FLOOR": 0.01, "SHARD_SIZE": 4},
             "MERGE": {"THRESHOLD": 0.02},
             "FILTER": {"T_IGNORE": 0.015},
@@ -121,6 +122,7 @@ def test_all_phases(whole, workplace):
     assert len(labels["images"]) > 2 and len(labels["annotations"]) > 2
     names = {Path(x["file_name"]).parts[0] for x in labels["images"]}
     assert names <= {"train", "unlabeled"}  # those of few_val are tested with
+    assert labels["info"]["pseudo"]["teachers"][0]["licence"] == "CC0"
     assert (workplace / "whole/labels/sheet/sheet.html").exists()
     b, c = (student(workplace, f"whole/phase_{x}") for x in "bc")
     assert not equal(b, c)
@@ -179,6 +181,8 @@ def test_baselines_and_mistakes(whole, workplace):
         "PSEUDO_LABEL.FILTER.EMPTY_IMAGES drop",
     )
     assert [x.get("exit") for x in results] == [None, None, 2, 2, 2, 2, 2], printed
+    labels = json.loads((workplace / "whole/labels/merge.json").read_text())
+    assert labels["settings"]["threshold"] == 0.02  # refused before they are made anew
     for kind in ("labels", "joint"):
         config = yaml.safe_load((workplace / f"others/baseline_{kind}/config.yaml").read_text())
         assert config["SOLVER"]["MAX_ITER"] == 5

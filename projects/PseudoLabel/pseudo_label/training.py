@@ -47,6 +47,11 @@ from .run_folder import hash_of
 from .sources import check_no_leak, from_names
 
 MARKER = "phase.json"
+# Keys of PSEUDO_LABEL that labels depend on
+_OF_LABELS = (
+    *("TEACHERS", "CLASS_MAPS", "UNLABELED", "LABELED", "PHASE_B_IMAGES", "CLASSES"),
+    *("GENERATE", "MERGE", "FILTER", "WEIGHTS", "W_MIN"),
+)
 # generating labels takes as long as it takes
 _LONGEST = timedelta(days=30)
 
@@ -74,12 +79,17 @@ def run_phases(cfg: CfgNode, args: argparse.Namespace, train: Callable):
     node, results, anew = cfg.PSEUDO_LABEL, None, not args.resume
     with user_errors():
         classes = class_lists(cfg)
+        num_labeled = sum(len(read_dataset(name)) for name in node.LABELED)
+        phases = plan(cfg, classes, num_labeled)
+        if args.resume:  # before labels are replaced
+            for phase in phases:
+                _check_same(phase, _recipe_hash(cfg, phase), "recipe")
         if "A" in node.PHASES and node.BASELINE != "labels":
             make_labels(cfg, classes)
-        num_labeled = sum(len(read_dataset(name)) for name in node.LABELED)
-    for phase in plan(cfg, classes, num_labeled):
-        learned = {"config": _hash(phase.cfg), "labels": _labels_hash(phase)}
+    for phase in phases:
+        learned = {"config": _hash(phase.cfg), "recipe": _recipe_hash(cfg, phase)}
         with user_errors():
+            learned["labels"] = _labels_hash(phase)
             if not anew and _is_finished(phase, learned):
                 logger.info("Finished before: %s.", phase.cfg.OUTPUT_DIR)
                 continue
@@ -150,13 +160,22 @@ def _hash(cfg: CfgNode) -> str:
     return hash_of(same.dump())
 
 
-def _labels_hash(phase: Phase) -> str | None:
-    """Of the pseudo labels that a phase learns; None if it learns none."""
+def _learns_pseudo_labels(phase: Phase) -> bool:
     completed = phase.view is not None and phase.view.pseudo_labels is not None
-    if not completed and exported(phase.cfg) not in phase.cfg.DATASETS.TRAIN:
-        return None
+    return completed or exported(phase.cfg) in phase.cfg.DATASETS.TRAIN
+
+
+def _recipe_hash(cfg: CfgNode, phase: Phase) -> str | None:
+    """Of how the pseudo labels that a phase learns are made; None if it learns none."""
+    node = cfg.PSEUDO_LABEL
+    return hash_of([node[key] for key in _OF_LABELS]) if _learns_pseudo_labels(phase) else None
+
+
+def _labels_hash(phase: Phase) -> str | None:
+    """Of the pseudo labels that a phase learns; None if it learns none, or there are none yet."""
     content = read_side_car(Path(export_folder(phase.cfg)))
-    return None if content is None else hash_of(content["files"])
+    known = content is not None and _learns_pseudo_labels(phase)
+    return hash_of(content["files"]) if known else None
 
 
 def _is_finished(phase: Phase, learned: dict) -> bool:
@@ -164,16 +183,24 @@ def _is_finished(phase: Phase, learned: dict) -> bool:
     Raises:
         ConfigError: it cannot be resumed, as it has learned other labels.
     """
+    before = _check_same(phase, learned["labels"], "labels")
+    return before.get("finished", False) and before["config"] == learned["config"]
+
+
+def _check_same(phase: Phase, now: str | None, key: str) -> dict:
+    """What was noted of a phase when it began; empty if it has not begun.
+
+    Raises:
+        ConfigError: it has learned other labels than those of now.
+    """
     path = Path(phase.cfg.OUTPUT_DIR, MARKER)
     before = comm.all_gather(_read(path) if comm.is_main_process() else None)[0]
-    if not before:
-        return False
-    if before["labels"] != learned["labels"]:
+    if before and before[key] != now:
         raise ConfigError(
             f"{phase.cfg.OUTPUT_DIR} was trained on other pseudo labels than those of now: choose "
             "another OUTPUT_DIR, or leave out --resume to train it anew."
         )
-    return before.get("finished", False) and before["config"] == learned["config"]
+    return before
 
 
 def _read(path: Path) -> dict:
