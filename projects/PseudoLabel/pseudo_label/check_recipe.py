@@ -108,4 +108,12 @@ def _check_student(cfg: CfgNode) -> None:
     student = student_config(cfg).clone()
     student.defrost()
     student.MODEL.DEVICE = "cpu"
-    weigh_labels(build_model(student), student)
+    detector = build_model(student)
+    try:
+        weigh_labels(detector, student)
+    except ConfigError:
+        raise
+    except ValueError as error:  # of a detector that kd_d2 does not know
+        raise ConfigError(
+            f"{str(error).rstrip('.')}: set PSEUDO_LABEL.USE_IGNORE False and WEIGHTS none."
+        ) from None

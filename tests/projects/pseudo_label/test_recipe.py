@@ -4,6 +4,8 @@ import json
 import os
 
 import pytest
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
 from recipe_cases import class_map, data_set, recipe, write_teacher
 
 from kd_d2.config.check import check_config
@@ -224,6 +226,19 @@ def test_missing_classes_that_nobody_looks_for(folder, big):
             ConfigError, match="has no labels of triangle, star, cross, and PHASE_C"
         ):
             check_recipe(cfg)
+
+
+def test_a_student_that_knows_no_weights(folder, big, monkeypatch):
+    class Own(torch.nn.Module):
+        def __init__(self, cfg):
+            super().__init__()
+
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "GFL", Own)
+    cfg = recipe(folder, teachers=[big])
+    with pytest.raises(ConfigError, match="losses of a Own cannot be weighted.*USE_IGNORE False"):
+        check_recipe(cfg)
+    cfg.PSEUDO_LABEL.USE_IGNORE = False
+    check_recipe(cfg)
 
 
 def test_a_student_with_masks(folder, big):
