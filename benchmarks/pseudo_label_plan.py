@@ -213,14 +213,17 @@ class Plan:
             less = self._student("b_train_only", 0, seed, fewer, "B", folder="phase_b")
             for percent in self.args.percents:
                 images = self._few(seed, percent)
-                self._c("b_c", percent, seed, b, everything, images["PSEUDO_LABEL__LABELED"])
+                few = images["PSEUDO_LABEL__LABELED"]
+                self._c("b_c", percent, seed, b, everything, few)
+                if percent < 100:
+                    half = {"PSEUDO_LABEL__PHASE_C__MIX_PSEUDO": 0.5}
+                    self._c("b_c_mix", percent, seed, b, everything, few, **half)
                 for kind in ("labels", "joint") if percent < 100 else ("labels",):
                     self._student(
                         kind, percent, seed, everything, "BC",
                         folder=f"baseline_{kind}", PSEUDO_LABEL__BASELINE=kind, **images,
                     )  # fmt: skip
                 if percent == FEW:
-                    few = images["PSEUDO_LABEL__LABELED"]
                     self._c("b_c_train_only", percent, seed, less, fewer, few)
             self._all_labels(seed)
 

@@ -16,6 +16,7 @@ ROWS = {
         "labels": "labels alone, iterations of B + C",
         "b": "B: pseudo labels alone",
         "b_c": "B + C: then labels",
+        "b_c_mix": "B + C, in C every other image pseudo-labelled",
         "joint": "labels and pseudo labels at once, iterations of B + C",
         "b_train_only": "B without the images of `shapes_unlabeled`",
         "b_c_train_only": "B + C without them",
@@ -106,7 +107,7 @@ def against_all_labels(results: list[dict]) -> str:
     """Which of the rows with few labels reach the student that has all, seed by seed."""
     whole = {r["seed"]: _ap(r) for r in results if r["row"] == "all_labels"}
     lines = []
-    for row in ("labels", "b_c", "joint"):
+    for row in ("labels", "b_c", "b_c_mix", "joint"):
         for percent in sorted({r["percent"] for r in results if r["row"] == row}):
             runs = [r for r in results if (r["row"], r["percent"]) == (row, percent)]
             gains = [_ap(r) - whole[r["seed"]] for r in runs if r["seed"] in whole]
@@ -122,7 +123,7 @@ def draw_few_labels(path: Path, results: list[dict]) -> None:
     mine = [r for r in results if r["part"] == "labels"]
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for row, color in zip(("labels", "joint", "b_c"), COLORS, strict=False):
+    for row, color in zip(("labels", "joint", "b_c", "b_c_mix"), COLORS, strict=False):
         percents = sorted({r["percent"] for r in mine if r["row"] == row})
         values = [_aps([r for r in mine if r["row"] == row], p) for p in percents]
         sd = [stdev(v) if len(v) > 1 else 0.0 for v in values]

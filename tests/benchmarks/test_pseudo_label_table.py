@@ -67,6 +67,7 @@ def test_the_plan_and_who_needs_whom(tmp_path):
         "labels_b_0p_seed1": ["labels_phase_a_seed1"],
         "labels_b_train_only_0p_seed1": ["train_only_phase_a_seed1"],
         "labels_b_c_10p_seed1": ["labels_phase_a_seed1", "labels_b_0p_seed1"],
+        "labels_b_c_mix_10p_seed1": ["labels_phase_a_seed1", "labels_b_0p_seed1"],
         "labels_labels_10p_seed1": ["labels_phase_a_seed1"],
         "labels_joint_10p_seed1": ["labels_phase_a_seed1"],
         "labels_b_c_train_only_10p_seed1": [
@@ -149,7 +150,7 @@ def test_each_seed_has_its_own_fold_and_phase_c_its_own_b(tmp_path):
             assert b.row.endswith("train_only") == run.row.endswith("train_only")
             assert f"{b.job.output}/phase_b/model_final.pth" == node.PHASE_C.WEIGHTS
         seen.add((run.part, run.row, run.seed))
-    assert len(seen) == 2 * (4 + 1 + 4 + 2)
+    assert len(seen) == 2 * (5 + 1 + 4 + 2)
 
 
 def test_a_teacher_of_the_same_few_labels(tmp_path):
@@ -267,7 +268,7 @@ def test_results_are_kept_and_read(tmp_path):
     for run in Plan(arguments).runs:
         finish(arguments, run)
     found = {(r["part"], r["row"]): r for r in read_results(arguments.results, 1200)}
-    assert len(found) == 8 + 6
+    assert len(found) == 9 + 6
     result = found["labels", "b_c"]
     assert (result["percent"], result["seed"], result["iterations"]) == (10, 2, 3)
     assert result["scores"] == dict.fromkeys(SCORES) | {"AP": 7.0}
@@ -292,11 +293,11 @@ def test_a_training_is_run_once_for_all_that_read_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pseudo_label_table, "run_jobs", run_jobs)
     pseudo_label_table.run_all(arguments)
-    assert len(begun) == len({*begun}) == 10 + 6
+    assert len(begun) == len({*begun}) == 11 + 6
     rows = {(r["part"], r["row"]) for r in read_results(arguments.results, 1200)}
-    assert len(rows) == 8 + 6 and {("labels", "b"), ("domain", "teacher")} <= rows
+    assert len(rows) == 9 + 6 and {("labels", "b"), ("domain", "teacher")} <= rows
     pseudo_label_table.run_all(arguments)
-    assert len(begun) == 10 + 6
+    assert len(begun) == 11 + 6
 
 
 def test_a_table_of_nothing_says_so(tmp_path, capsys):
