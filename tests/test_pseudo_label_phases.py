@@ -149,6 +149,12 @@ def test_stopped_between_and_inside_of_phases(whole, workplace):
     )
     assert [*results[0], *results[1]] == ["keys", "keys"], printed
     assert equal(student(workplace, "between/phase_c"), student(workplace, "whole/phase_c"))
+    # phase B was trained once more, and the run was stopped before phase C began
+    b = workplace / "between/phase_b"
+    (b / "model_final.pth").write_bytes((b / "model_0000000.pth").read_bytes())
+    results, printed = drive(workplace, "again", "--resume OUTPUT_DIR between")
+    assert "Finished before: between/phase_b" in printed and results == [{"keys": []}], printed
+    assert not equal(student(workplace, "between/phase_c"), student(workplace, "whole/phase_c"))
     inside = workplace / "inside" / "phase_b"
     inside.mkdir(parents=True)
     for name in ("model_0000000.pth", "phase.json"):

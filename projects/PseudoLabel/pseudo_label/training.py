@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from kd_d2.checkpoint import atomic_write
+from kd_d2.checkpoint import atomic_write, file_sha256
 from kd_d2.config.rules import ConfigError
 from kd_d2.config.student import without_unused_nodes
 from kd_d2.data.reading import read_dataset
@@ -89,15 +89,18 @@ def run_phases(cfg: CfgNode, args: argparse.Namespace, train: Callable):
     for phase in phases:
         learned = {"config": _hash(phase.cfg), "recipe": _recipe_hash(cfg, phase)}
         with user_errors():
-            learned["labels"] = _labels_hash(phase)
-            if not anew and _is_finished(phase, learned):
+            learned |= {"labels": _labels_hash(phase), "weights": _weights_hash(phase)}
+            before = {} if anew else _check_same(phase, learned["labels"], "labels")
+            if before == {**learned, "finished": True}:
                 logger.info("Finished before: %s.", phase.cfg.OUTPUT_DIR)
                 continue
+            # phase C goes on only from the weights of B with which it has begun
+            resume = not anew and before.get("weights") == learned["weights"]
             if comm.is_main_process():
                 _begin(phase, learned)
         comm.synchronize()
         _close_logs()
-        results = train(phase.cfg, argparse.Namespace(**{**vars(args), "resume": not anew}))
+        results = train(phase.cfg, argparse.Namespace(**{**vars(args), "resume": resume}))
         if comm.is_main_process():
             _write(phase.cfg, {**learned, "finished": True})
         anew = True  # if what follows has begun, then with other weights
@@ -178,13 +181,10 @@ def _labels_hash(phase: Phase) -> str | None:
     return hash_of(content["files"]) if known else None
 
 
-def _is_finished(phase: Phase, learned: dict) -> bool:
-    """
-    Raises:
-        ConfigError: it cannot be resumed, as it has learned other labels.
-    """
-    before = _check_same(phase, learned["labels"], "labels")
-    return before.get("finished", False) and before["config"] == learned["config"]
+def _weights_hash(phase: Phase) -> str | None:
+    """Of the weights of phase B that phase C begins with; None for the others."""
+    path = phase.cfg.MODEL.WEIGHTS
+    return file_sha256(path) if phase.name == "c" and os.path.isfile(path) else None
 
 
 def _check_same(phase: Phase, now: str | None, key: str) -> dict:
