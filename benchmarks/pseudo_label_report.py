@@ -125,6 +125,8 @@ def draw_few_labels(path: Path, results: list[dict]) -> None:
     axes = figure.subplots()
     for row, color in zip(("labels", "joint", "b_c", "b_c_mix"), COLORS, strict=False):
         percents = sorted({r["percent"] for r in mine if r["row"] == row})
+        if not percents:
+            continue
         values = [_aps([r for r in mine if r["row"] == row], p) for p in percents]
         sd = [stdev(v) if len(v) > 1 else 0.0 for v in values]
         axes.errorbar(
