@@ -22,18 +22,14 @@ class _GeneratingPathHandler(NativePathHandler):
     """Generates a split when Detectron2 asks for its JSON file before the data set was loaded.
 
     COCOEvaluator, for one, opens `MetadataCatalog.get(name).json_file` without loading anything.
+    A path manager has one handler of local files: this one is for all splits there are.
     """
 
-    def __init__(self, splits: dict[str, dict]):
-        super().__init__()
-        self._splits = splits  # path of the JSON file -> arguments of ensure_split
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return list(self._splits)
+    splits: dict[str, dict] = {}  # path of the JSON file -> arguments of ensure_split
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
-        if path in self._splits:
-            ensure_split(**self._splits[path])
+        if path in self.splits:
+            ensure_split(**self.splits[path])
         return super()._get_local_path(path, force=force, **kwargs)
 
 
@@ -53,7 +49,6 @@ def register_shapes(
         sizes: split name -> number of images; default `SPLITS`.
         prefix: of the registered names and of the folder.
     """
-    handled = {}
     for split, num_images in (sizes or SPLITS).items():
         name = f"{prefix}_{split}"
         if name in DatasetCatalog:
@@ -61,7 +56,7 @@ def register_shapes(
         arguments = {"root": root, "split": split, "num_images": num_images, "prefix": prefix}
         folder = split_folder(root, split, prefix)
         json_file = str(folder / "annotations.json")
-        handled[json_file] = arguments
+        _GeneratingPathHandler.splits[json_file] = arguments
         DatasetCatalog.register(name, partial(_load, name, arguments))
         MetadataCatalog.get(name).set(
             json_file=json_file,
@@ -71,10 +66,9 @@ def register_shapes(
             thing_dataset_id_to_contiguous_id={k + 1: k for k in range(len(CLASSES))},
             generated=True,
         )
-    if handled:
-        PathManager.register_handler(_GeneratingPathHandler(handled), allow_override=True)
 
 
+PathManager.register_handler(_GeneratingPathHandler(), allow_override=True)
 _ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 register_shapes(_ROOT)
 register_crowdhuman(_ROOT)

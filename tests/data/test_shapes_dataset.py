@@ -235,6 +235,14 @@ def test_the_evaluator_may_come_before_the_data(catalog, tmp_path):
     assert {r["image_id"] for r in records} == set(evaluator._coco_api.imgs)
 
 
+def test_a_later_registration_takes_nothing_from_an_earlier_one(catalog, tmp_path):
+    for prefix in ("earlier", "later"):
+        catalog(tmp_path, prefix, val=3)
+    for prefix in ("earlier", "later"):
+        evaluator = COCOEvaluator(f"{prefix}_val", tasks=("bbox",), distributed=False)
+        assert len(evaluator._coco_api.imgs) == 3
+
+
 def test_detectron2_builds_a_batch(catalog, tmp_path):
     catalog(tmp_path, "batch", train=12)
     cfg = get_cfg()
