@@ -44,8 +44,9 @@ from kd_d2.engine import (
     user_errors,
 )
 from kd_d2.projects.pseudo_label.check_recipe import check_recipe
+from kd_d2.projects.pseudo_label.phases import evaluated
 from kd_d2.projects.pseudo_label.recipe import labels_images
-from kd_d2.projects.pseudo_label.training import evaluated, run_phases
+from kd_d2.projects.pseudo_label.training import run_phases
 
 logger = logging.getLogger("kd_d2.train_net")
 

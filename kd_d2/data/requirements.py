@@ -14,7 +14,13 @@ from .labels import check_test_masks, has_mask_head
 from .prefixes import register_by_prefix
 from .reading import read_dataset
 
-__all__ = ["check_available", "check_datasets", "check_num_classes", "class_names"]
+__all__ = [
+    "check_available",
+    "check_datasets",
+    "check_num_classes",
+    "class_names",
+    "read_class_names",
+]
 
 _checked: dict[tuple[str, bool], Callable] = {}  # test sets, as they were registered then
 
@@ -123,6 +129,19 @@ def class_names(dataset: str) -> list[str] | None:
         return None
     classes = MetadataCatalog.get(dataset).get("thing_classes")
     return None if classes is None else list(classes)
+
+
+def read_class_names(dataset: str) -> list[str] | None:
+    """As `class_names`; a data set that tells them only when it is read, is read.
+
+    Raises:
+        ValueError, OSError: it cannot be.
+    """
+    names = class_names(dataset)
+    if names is None:
+        read_dataset(dataset)  # files in COCO's format, for one
+        names = class_names(dataset)
+    return names
 
 
 def check_num_classes(cfg: CfgNode, student_meta_arch: str) -> None:

@@ -9,42 +9,29 @@ import numpy as np
 from PIL import Image
 
 from kd_d2.checkpoint import atomic_write
+from kd_d2.visualization.html_document import html_document
 from kd_d2.visualization.observation import Observation
 from kd_d2.visualization.strip import Look, draw_strip, stack_strips
 
 SHEET, INDEX, FOLDER = "contact_sheet.png", "index.html", "pictures"
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-  body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1500px;
-         padding: 0 1rem; color: #222; background: #fff; }}
-  h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.05rem; margin: 2rem 0 .3rem; }}
-  .strip {{ overflow-x: auto; border: 1px solid #ddd; }}
-  .strip img {{ display: block; max-width: none; }}
-  .note {{ background: #fff6dd; border-left: 4px solid #e0a800; padding: .4rem .8rem; }}
-  table {{ border-collapse: collapse; font-size: .85rem; margin: .5rem 0; }}
-  td, th {{ padding: .1rem .8rem .1rem 0; text-align: left; vertical-align: top; }}
-  dt {{ font-weight: 600; }} dd {{ margin: 0 0 .3rem 1.2rem; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>{subtitle}</p>
+_STYLE = """  body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1500px;
+         padding: 0 1rem; color: #222; background: #fff; }
+  h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin: 2rem 0 .3rem; }
+  .strip { overflow-x: auto; border: 1px solid #ddd; }
+  .strip img { display: block; max-width: none; }
+  .note { background: #fff6dd; border-left: 4px solid #e0a800; padding: .4rem .8rem; }
+  table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0; }
+  td, th { padding: .1rem .8rem .1rem 0; text-align: left; vertical-align: top; }
+  dt { font-weight: 600; } dd { margin: 0 0 .3rem 1.2rem; }"""
+_BODY = """<p>{subtitle}</p>
 {notes}
 <details open><summary>How to read the pictures</summary>
 {legend}
 </details>
 <p><a href="{sheet}">All images on one contact sheet</a></p>
 {unusable}
-{images}
-</body>
-</html>
-"""
+{images}"""
 
 _LEGENDS = {
     "boxes": (
@@ -139,8 +126,7 @@ class PicturePage:
         legends += ["attention"] * any(e.shown.relations is not None for e in self._entries)
         legends += ["positives"] * any(e.shown.positives for e in self._entries)
         legends += ["matches"] * any(e.shown.matches is not None for e in self._entries)
-        text = _PAGE.format(
-            title=html.escape(title),
+        body = _BODY.format(
             subtitle=html.escape(subtitle),
             sheet=SHEET,
             notes=_notes(n for n in self._entries[0].shown.notes if n in common),
@@ -149,7 +135,7 @@ class PicturePage:
             images="\n".join(self._image(entry, common) for entry in self._entries),
         )
         with atomic_write(str(self.folder / INDEX), "w") as f:
-            f.write(text)
+            f.write(html_document(title, _STYLE, body))
         return [self.folder / SHEET, self.folder / INDEX]
 
     def _image(self, entry: _Entry, common: set[str]) -> str:

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 
 from kd_d2.config.rules import ConfigError
-from kd_d2.data.reading import read_dataset
+from kd_d2.data.requirements import read_class_names
 
 from .label_set import LabelSet, read_label_set
 
@@ -41,10 +41,7 @@ def class_names(name_or_file: str | None) -> tuple[str, ...]:
     if name_or_file is None:
         return ()
     if name_or_file in DatasetCatalog:
-        metadata = MetadataCatalog.get(name_or_file)
-        if metadata.get("thing_classes") is None:
-            read_dataset(name_or_file)  # files in COCO's format tell their classes when read
-        names = tuple(metadata.get("thing_classes", ()))
+        names = tuple(read_class_names(name_or_file) or ())
     else:
         try:
             text = Path(name_or_file).read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ from kd_d2.modeling.label_weights import weigh_labels
 
 from .class_lists import PhaseClasses, class_lists
 from .config import check_pseudo_label_config
+from .merge_settings import NEEDS_LABELS
 from .phases import plan
 from .recipe import (
     export_settings,
@@ -39,7 +40,10 @@ def check_recipe(cfg: CfgNode) -> None:
     node = cfg.PSEUDO_LABEL
     classes = class_lists(cfg)
     generate_settings(cfg)
-    merge_settings(cfg, classes.taught)
+    if node.MERGE.THRESHOLDS in NEEDS_LABELS:  # which are read when they are needed
+        check_available({node.MERGE.THRESHOLD_LABELS or node.LABELED[0]: "PSEUDO_LABEL.MERGE"})
+    else:
+        merge_settings(cfg, classes.taught)
     filter_settings(cfg)
     export_settings(cfg)
     _check_images(cfg)

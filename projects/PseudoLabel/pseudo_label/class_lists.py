@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 
 from kd_d2.config.rules import ConfigError
-from kd_d2.data.reading import read_dataset
-from kd_d2.data.requirements import check_available
+from kd_d2.data.requirements import check_available, read_class_names
 
 from .recipe import export_folder, unified_classes
 from .trained_on import exported_classes
@@ -28,11 +26,6 @@ class PhaseClasses:
     taught: tuple[str, ...]
     labelled: tuple[str, ...]
     final: tuple[str, ...]
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        """Labelled classes that the student does not have in phase C."""
-        return tuple(name for name in self.labelled if name not in self.final)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -108,9 +101,7 @@ def classes_of(name: str, where: str) -> tuple[str, ...]:
         ValueError, OSError: it is unknown or cannot be read, or does not name its classes.
     """
     check_available({name: where})
-    if MetadataCatalog.get(name).get("thing_classes") is None:
-        read_dataset(name)
-    classes = MetadataCatalog.get(name).get("thing_classes")
+    classes = read_class_names(name)
     if not classes:
         raise ConfigError(f"The data set '{name}' does not name its classes (thing_classes).")
     return tuple(classes)

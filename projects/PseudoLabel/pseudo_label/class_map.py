@@ -130,6 +130,11 @@ def read_class_map(path: str | Path, classes: Sequence[str]) -> dict[int, str | 
     return {k: None if target == DROP else target for k, target in enumerate(found)}
 
 
+def map_of(classes: Sequence[str], path: str | Path | None) -> dict[int, str | None]:
+    """The map of a teacher: that of its file, see :func:`read_class_map`, if it has one."""
+    return identity(classes) if path is None else read_class_map(path, classes)
+
+
 def read_parents(paths: Sequence[str | Path], names: Sequence[str]) -> dict[int, int]:
     """What the ``children`` of all files say, by numbers of unified classes: child -> parent.
 

@@ -18,6 +18,7 @@ from kd_d2.config.rules import (
 from .filters import EMPTY_IMAGES, FilterSettings
 from .merge_settings import MODES, NEEDS_LABELS, MergeSettings
 from .merging import SCORE_TYPES
+from .relabeled import WAYS
 from .settings import RULES as GENERATE_RULES
 from .settings import GenerateSettings
 from .thresholds import THRESHOLD_MODES
@@ -25,7 +26,7 @@ from .weights import WEIGHT_MODES
 
 B_IMAGES = ("unlabeled", "unlabeled+labeled", "labeled")
 BASELINES = ("", "labels", "joint")
-MISSING = ("pseudo", "mask", "background", "drop")
+MISSING = (*WAYS, "drop")
 
 
 def add_pseudo_label_config(cfg: CN) -> None:

@@ -17,7 +17,7 @@ from kd_d2.registry import unknown_name
 
 from .agreement import TeacherAgreement
 from .calibration import calibrate
-from .class_map import Unified, identity, read_class_map, read_parents, unify
+from .class_map import Unified, map_of, read_parents, unify
 from .detections import Detections
 from .merge_settings import MergeSettings
 from .merging import keep_children, merge_nms, merge_vote, merge_wbf
@@ -156,10 +156,7 @@ def unify_classes(run: RunFolder, settings: MergeSettings) -> tuple[Unified, dic
     _check_names(run, settings)
     paths = [settings.class_maps.get(t.name) for t in run.teachers]
     unified = unify(
-        [
-            identity(teacher.classes) if path is None else read_class_map(path, teacher.classes)
-            for teacher, path in zip(run.teachers, paths)
-        ],
+        [map_of(teacher.classes, path) for teacher, path in zip(run.teachers, paths)],
         settings.classes,
     )
     return unified, read_parents([x for x in paths if x is not None], unified.names)

@@ -115,12 +115,25 @@ def phase_c_length(cfg: CfgNode, num_labeled: int) -> int:
     return max(node.MIN_ITERS, round(node.EPOCHS * num_labeled / cfg.SOLVER.IMS_PER_BATCH))
 
 
-def _ordinary(cfg: CfgNode, name: str, classes: tuple[str, ...]) -> CfgNode:
+def evaluated(cfg: CfgNode) -> CfgNode:
+    """The ordinary config of an evaluation: of the last training that a config asks for."""
+    node = cfg.PSEUDO_LABEL
+    last = "c" if node.LABELED and "C" in node.PHASES else "b"
+    return _in_folder_of(cfg, node.BASELINE or last)
+
+
+def _in_folder_of(cfg: CfgNode, name: str) -> CfgNode:
+    """A config without phases, with the OUTPUT_DIR of one."""
     phase = cfg.clone()
     phase.defrost()
     phase.OUTPUT_DIR = phase_folder(cfg, name)
     phase.PSEUDO_LABEL.TEACHERS = []
     phase.PSEUDO_LABEL.LABELS_DIR = labels_folder(cfg)
+    return phase
+
+
+def _ordinary(cfg: CfgNode, name: str, classes: tuple[str, ...]) -> CfgNode:
+    phase = _in_folder_of(cfg, name)
     # a student that has other classes for the time being is not evaluated
     tests = cfg.DATASETS.TEST
     phase.DATASETS.TEST = tuple(x for x in tests if classes_of(x, "DATASETS.TEST") == classes)

@@ -9,7 +9,7 @@ from kd_d2.config.rules import ConfigError
 from kd_d2.registry import unknown_name
 
 from .arguments import pair
-from .class_map import identity, read_class_map, unify
+from .class_map import map_of, unify
 from .export import FOLDER, ExportSettings
 from .filters import FilterSettings
 from .label_set import LabelSet, read_label_set
@@ -142,9 +142,4 @@ def unified_classes(cfg: CfgNode) -> tuple[str, ...]:
     """
     settings, maps = generate_settings(cfg), class_maps(cfg)
     own = {x.name: class_names(teacher_config(x, settings)) for x in teacher_sources(cfg)}
-    return unify(
-        [
-            read_class_map(maps[name], classes) if name in maps else identity(classes)
-            for name, classes in own.items()
-        ]
-    ).names
+    return unify([map_of(classes, maps.get(name)) for name, classes in own.items()]).names

@@ -4,22 +4,13 @@ import html
 import json
 from typing import Any
 
+from kd_d2.visualization.html_document import html_document
+
 from .report_figures import AMBER, BLUE, GREY, data_uri, figures, spark
 from .report_tables import Table, by_count, class_table, tables
 from .statistics import Statistics
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
+_BODY = """\
 <p class="quiet">{subtitle}</p>
 <div class="cards">{cards}</div>
 <h2>Look at this first</h2>
@@ -28,9 +19,7 @@ _PAGE = """<!DOCTYPE html>
 {classes}
 <div class="tables">{tables}</div>
 <h2>Where the labels come from</h2>
-<details><summary>Teachers, thresholds, filters, images</summary><pre>{provenance}</pre></details>
-</body>
-</html>
+<details><summary>Teachers, thresholds, filters, images</summary><pre>{provenance}</pre></details>\
 """
 
 STYLE = """  :root { color-scheme: light; }
@@ -84,9 +73,7 @@ def html_page(title: str, s: Statistics, sentences: list[str], provenance: dict[
         f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="{data_uri(svg)}"></figure>'
         for name, svg in figures(s).items()
     )
-    return _PAGE.format(
-        title=html.escape(title),
-        style=STYLE,
+    body = _BODY.format(
         subtitle=html.escape(subtitle),
         cards="".join(f'<div class="card"><b>{n}</b>{words}</div>' for words, n in cards(s)),
         alarms=shown,
@@ -95,6 +82,7 @@ def html_page(title: str, s: Statistics, sentences: list[str], provenance: dict[
         tables="".join(f"<section>{_table(x)}</section>" for x in tables(s)),
         provenance=html.escape(json.dumps(provenance, indent=1, sort_keys=True)),
     )
+    return html_document(title, STYLE, body)
 
 
 def cards(s: Statistics) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from kd_d2.checkpoint import atomic_write
 from kd_d2.visualization.detections import class_color
+from kd_d2.visualization.html_document import html_document
 
 from .report_page import STYLE
 from .run_folder import ImageRecord
@@ -25,32 +26,19 @@ _COLUMNS, _GAP, _CAPTION, _HEADER = 5, 14, 44, 84  # pixels
 _DPI = 100
 _WORDS, _NAME = 45, 54  # letters of a caption
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}
+_STYLE = f"""{STYLE}
   nav a {{ display: inline-block; margin: 0 .9rem .3rem 0; }}
   .sheet {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr));
            gap: .9rem; }}
   .sheet figure {{ margin: 0; font-size: .8rem; line-height: 1.35; }}
   .sheet img {{ width: 100%; height: auto; max-width: none; border-radius: 4px; }}
   .sheet figcaption {{ font-weight: normal; }} .sheet b {{ display: block; }}
-  .sheet span {{ color: #667; }} .key-name {{ white-space: nowrap; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
+  .sheet span {{ color: #667; }} .key-name {{ white-space: nowrap; }}"""
+_BODY = """\
 <p>Solid boxes are pseudo boxes; dashed ones are ignore boxes, unless a heading says what they are.
 Words are class and score. The colour is the teacher:{teachers}</p>
 <nav>{links}</nav>
-{sections}
-</body>
-</html>
-"""
+{sections}"""
 
 
 @dataclass
@@ -126,15 +114,13 @@ class SheetPage:
             f"{html.escape(name)}</span> "
             for color, name in zip(_colors(len(self._teachers)), self._teachers)
         )
-        text = _PAGE.format(
-            title=html.escape(self._title),
-            style=STYLE,
+        body = _BODY.format(
             teachers=teachers,
             links="".join(self._links),
             sections="\n".join(self._sections),
         )
         with atomic_write(str(path)) as f:
-            f.write(text.encode())
+            f.write(html_document(self._title, _STYLE, body).encode())
         return path
 
 

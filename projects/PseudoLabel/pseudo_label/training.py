@@ -26,8 +26,9 @@ from kd_d2.engine import choose_device, user_errors
 
 from .class_lists import PhaseClasses, class_lists
 from .generate import generate
+from .merge import unify_classes
 from .offline import label_images
-from .phases import VIEW, Phase, exported, phase_folder, plan
+from .phases import VIEW, Phase, exported, plan
 from .prepare import prepare_run
 from .publish import read_side_car
 from .recipe import (
@@ -107,17 +108,6 @@ def run_phases(cfg: CfgNode, args: argparse.Namespace, train: Callable):
     return results
 
 
-def evaluated(cfg: CfgNode) -> CfgNode:
-    """The ordinary config of an evaluation: of the last training that a config asks for."""
-    node = cfg.PSEUDO_LABEL
-    last = "c" if node.LABELED and "C" in node.PHASES else "b"
-    plain = cfg.clone()
-    plain.defrost()
-    plain.OUTPUT_DIR = phase_folder(cfg, node.BASELINE or last)
-    plain.PSEUDO_LABEL.TEACHERS = []
-    return plain
-
-
 def make_labels(cfg: CfgNode, classes: PhaseClasses) -> None:
     """Phase A, by all processes of the run together; what is done already is kept.
 
@@ -133,10 +123,11 @@ def make_labels(cfg: CfgNode, classes: PhaseClasses) -> None:
     about = {"licence": cfg.PSEUDO_LABEL.LICENCE, "origin": cfg.PSEUDO_LABEL.ORIGIN}
     folder, teachers = labels_folder(cfg), teacher_sources(cfg)
     run = prepare_run(folder, images, root, teachers, settings, **about)
+    merge = merge_settings(cfg, classes.taught)
+    unify_classes(run, merge)  # whatever is wrong there, is wrong before hours are spent
     report = generate(run, settings)
     logger.info("%d detections in %d images.", report.detections, report.images)
     if comm.is_main_process():
-        merge = merge_settings(cfg, classes.taught)
         labels = people_s_labels(cfg) if cfg.PSEUDO_LABEL.LABELED else None
         label_images(
             run,

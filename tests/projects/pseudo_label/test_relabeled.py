@@ -12,34 +12,15 @@ from relabeled_cases import (
     STUDENT,
     box,
     export_of,
-    export_of_five,
     image,
-    labelled_images,
     named,
     read,
-    registering,
 )
 from tiny_models import tiny_cfg
 
 from kd_d2.data.requirements import check_num_classes
 from kd_d2.engine import DistillationTrainer
 from kd_d2.projects.pseudo_label.shards import USED
-
-
-@pytest.fixture
-def exported(tmp_path):
-    return export_of_five(tmp_path)
-
-
-@pytest.fixture
-def register():
-    with registering() as register:
-        yield register
-
-
-@pytest.fixture
-def labelled(register, tmp_path):
-    return register("relabeled_people", labelled_images(tmp_path))
 
 
 def seen(record):

@@ -5,29 +5,13 @@ import json
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from relabeled_cases import box, export_of_five, image, labelled_images, named, read, registering
+from relabeled_cases import box, image, named, read
 from tiny_models import tiny_cfg
 
 from kd_d2.config.rules import ConfigError
 from kd_d2.data.requirements import check_datasets
 from kd_d2.projects.pseudo_label import View, read_view, write_view
 from kd_d2.projects.pseudo_label.trained_on import ExportedLabelsError
-
-
-@pytest.fixture
-def exported(tmp_path):
-    return export_of_five(tmp_path)
-
-
-@pytest.fixture
-def register():
-    with registering() as register:
-        yield register
-
-
-@pytest.fixture
-def labelled(register, tmp_path):
-    return register("relabeled_people", labelled_images(tmp_path))
 
 
 def test_it_is_no_test_set(labelled, tmp_path):
