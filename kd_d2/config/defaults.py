@@ -133,11 +133,12 @@ def _add_data(cfg: CN) -> None:
     # Count each box by its "weight" in the annotations.
     weights.ENABLED = False
     # Weighted losses are divided by the "count" of boxes or regions, as without weights; or by the
-    # "weight_sum" of the positives (of R-CNNs' class loss: of all regions), which changes the
-    # effective learning rate.
+    # "weight_sum" of the positives (of R-CNNs' class losses: of all sampled anchors or regions, as
+    # background weighs 1), which changes the effective learning rate.
     weights.NORMALIZE = "count"
     # Which boxes of a detector train the box losses: "all"; "reliable", those that it found in the
     # mirrored image, too ("box_agreement" in the annotations), with at least this IoU; "none".
+    # AutoAssign has one loss of classes and boxes, which judges the others by their class alone.
     weights.BOX_LOSS = "all"
     weights.LEAST_AGREEMENT = 0.7
     # Leave background out that lies on what may be an object ("ignore" in the annotations), by so

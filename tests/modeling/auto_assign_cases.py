@@ -69,6 +69,7 @@ def slow_losses(predictions, gt, mean, sigma, box_weight=5.0):
 
     Args:
         predictions: float64 lists of maps.
+        gt: may have weights; a box's is what the GIoU loss counts where that of its object is 1.
         mean, sigma: (K, 2) float64.
     """
     zero = mean.sum() * 0
@@ -80,9 +81,14 @@ def slow_losses(predictions, gt, mean, sigma, box_weight=5.0):
         cls, obj = logits.sigmoid(), objectness.sigmoid()
         boxes = image.gt_boxes.tensor.double().tolist()
         classes = image.gt_classes.tolist()
+        of_objects = [1.0] * len(boxes)
+        of_boxes = of_objects
+        if image.has("gt_weights"):
+            of_objects, of_boxes = image.gt_weights.tolist(), image.gt_box_weights.tolist()
         weights = [[1.0] * K for _ in POINTS]
         image_prior, found = zero, False
-        for b, c in zip(boxes, classes, strict=True):
+        for b, c, of_object, of_box in zip(boxes, classes, of_objects, of_boxes, strict=True):
+            share = of_box / of_object if of_object else 1.0
             inside = [r for r, p in enumerate(POINTS) if _strictly_inside(p, b)]
             parts, sums, confidences = [], zero, []
             for r in inside:
@@ -90,7 +96,7 @@ def slow_losses(predictions, gt, mean, sigma, box_weight=5.0):
                 g = _gaussian((x - (b[0] + b[2]) / 2) / s, mean[c, 0], sigma[c, 0])
                 g = g * _gaussian((y - (b[1] + b[3]) / 2) / s, mean[c, 1], sigma[c, 1])
                 _, giou = slow_ious(_box(POINTS[r], distances[r]), b)
-                confidence = cls[r, c] * obj[r, 0] * torch.exp(-box_weight * (1 - giou))
+                confidence = cls[r, c] * obj[r, 0] * torch.exp(-box_weight * share * (1 - giou))
                 part = torch.exp(3 * confidence) * g
                 image_prior, sums = image_prior + g, sums + part
                 parts.append(part)
@@ -98,7 +104,7 @@ def slow_losses(predictions, gt, mean, sigma, box_weight=5.0):
             bag = zero
             for part, confidence in zip(parts, confidences, strict=True):
                 bag = bag + part / max(sums, torch.full_like(sums, 1e-12)) * confidence
-            pos = pos + (-max(bag.log(), zero - 100) if inside else zero + 100)
+            pos = pos + of_object * (-max(bag.log(), zero - 100) if inside else zero + 100)
 
             if inside:
                 found = True

@@ -19,6 +19,7 @@ from fcos_cases import BATCH, EMPTY, K, image
 
 from kd_d2.modeling import build_stages
 from kd_d2.modeling.dense_stages import DenseStages
+from kd_d2.modeling.label_weights import LabelWeights
 from kd_d2.modeling.views import Stage, ViewRequest
 
 LOSSES = ["loss_pos", "loss_neg", "loss_center"]
@@ -45,10 +46,17 @@ def float64_leaves(predictions):
 
 
 @pytest.mark.parametrize("case", cases())
-def test_losses_and_gradients_equal_loops(case):
+@pytest.mark.parametrize("weigh", [False, True])
+def test_losses_and_gradients_equal_loops(case, weigh):
     gt = cases()[case]
     generator = torch.Generator().manual_seed(1)
     model = tiny_auto_assign()
+    if weigh:
+        model.label_weights = LabelWeights()
+        for x in gt:  # boxes count as their objects do, half as much, or not at all
+            n = len(x)
+            x.gt_weights = torch.tensor([0.5, 1.0, 0.25, 0.0, 0.75, 0.5])[:n]
+            x.gt_box_weights = x.gt_weights * torch.tensor([0.0, 1.0, 0.5, 1.0, 0.0, 1.0])[:n]
     prior = model.head.center_prior
     prior.mean.data = torch.randn(K, 2, generator=generator) * 0.5
     prior.sigma.data = 0.7 + torch.rand(K, 2, generator=generator)

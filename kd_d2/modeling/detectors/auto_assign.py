@@ -114,7 +114,7 @@ class AutoAssign(OnePointDetector):
         probabilities: Tensor,
         distances: Tensor,
         gt_instances: list[Instances],
-        weights: Tensor | None = None,
+        weights: tuple[Tensor, Tensor] | None = None,
         counted: Tensor | None = None,
         covered: Tensor | None = None,
     ) -> dict[str, Tensor]:
@@ -128,10 +128,13 @@ class AutoAssign(OnePointDetector):
             strides: (R,).
             probabilities: (N, K, R) of a class and of an object.
             distances: (N, R, 4) in pixels.
-            weights: (N, M) factors of the objects in the positive loss.
+            weights: (N, M) factors of the objects in the positive loss, and of their boxes' GIoU
+                losses in it. Where that is 0, a location's confidence is the classification's
+                alone, and no box learns from the object.
             counted: (N, R), where the negative loss counts.
             covered: (N, K), the classes that were looked for on each image.
         """
+        of_object, of_box = weights or (None, None)
         boxes, classes = pad_objects(gt_instances)
         boxes = boxes.float()
         counts = torch.tensor([len(x) for x in gt_instances])
@@ -141,6 +144,8 @@ class AutoAssign(OnePointDetector):
         targets = distances_to_boxes(points, boxes[:, :, None])  # (N, M, R, 4)
         inside = targets.amin(-1) > 0
         giou_losses = giou_loss_of_distances(distances[:, None], targets)
+        if of_box is not None:
+            giou_losses = giou_losses * of_box[..., None]
         iou = iou_of_distances(distances.detach()[:, None], targets).amax(1)
 
         mean, sigma = self.head.center_prior.mean, self.head.center_prior.sigma
@@ -156,7 +161,7 @@ class AutoAssign(OnePointDetector):
             shares = shares * counted[:, None]
 
         num_objects, prior_sum = mean_over_gpus(torch.stack((counts.sum(), prior.detach().sum())))
-        positive = weighted(positive_loss(confidence, prior), weights)
+        positive = weighted(positive_loss(confidence, prior), of_object)
         positive = positive.where(real, 0.0).sum() / num_objects
         negative = negative_loss(probabilities, shares) / prior_sum
         return {

@@ -55,6 +55,10 @@ def _weigh_rpn(rpn: RPN, settings: LabelWeights) -> None:
     for objects of any class: with the positives of such images alone, it would take everything for
     one. The harm is small, since of many thousand anchors some hundred are drawn, few of them on
     such objects; boxes to ignore prevent it.
+
+    Both losses are divided by a number that is fixed, and not by one of anchors. So weights that
+    are normalised are divided by their mean: over all sampled anchors in the loss of objectness,
+    most of which are background, and over the positives in that of boxes.
     """
     label_anchors, losses, weights = rpn.label_and_sample_anchors, rpn.losses, [None]
 
@@ -62,8 +66,10 @@ def _weigh_rpn(rpn: RPN, settings: LabelWeights) -> None:
         labels, boxes = label_anchors(anchors, gt_instances)
         squares = Boxes.cat(anchors).tensor
         labels = settings.leave_out(labels, squares, 0, gt_instances)
-        positive = torch.stack(labels) == 1
-        weights[0] = settings.of_anchors(labels, boxes, positive, gt_instances, classes=False)
+        stacked = torch.stack(labels)
+        weights[0] = settings.of_anchors(
+            labels, boxes, stacked == 1, gt_instances, classes=False, counted=stacked >= 0
+        )
         return labels, boxes
 
     def weighted(anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):

@@ -1,6 +1,7 @@
 """What trainings make of labels that weigh differently, and of what nobody is sure of.
 
-Symbols: N images, R anchors of all levels together, R_l of level l, K classes.
+Symbols: N images, M objects of an image, R anchors of all levels together, R_l of level l, K
+classes.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .covered import COVERED, covered_classes, hide_background
-from .matching import has_weights, on_uncertain, weights_of, weights_of_nearest
+from .matching import (
+    BOX_WEIGHTS,
+    CLS_WEIGHTS,
+    has_weights,
+    on_uncertain,
+    weights_of,
+    weights_of_nearest,
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ class LabelWeights:
         positive: Tensor,
         gt: list[Instances],
         classes: bool = True,
+        counted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor] | None:
         """Factors (N, R) of the losses of classes and of boxes; None if all count alike.
 
@@ -87,6 +96,8 @@ class LabelWeights:
             labels, gt_boxes: of each image, (R,) and (R, 4), as ``label_anchors`` returns them.
             positive: (N, R).
             classes: whether labels tell classes apart.
+            counted: (N, R), over which the weights of classes are summed to normalise them; None:
+                over the positives, by whose number dense detectors divide.
         """
         if not (self.use_weights and has_weights(gt)):
             return None
@@ -95,21 +106,33 @@ class LabelWeights:
             for x, b, p, y in zip(labels, gt_boxes, positive, gt, strict=True)
         ]
         of_class, of_box = (torch.stack(x) for x in zip(*pairs, strict=True))
-        return self.normalised(of_class, positive), self.normalised(of_box, positive)
+        counted = positive if counted is None else counted
+        return self.normalised(of_class, counted), self.normalised(of_box, positive)
 
-    def of_objects(self, boxes: Tensor, gt: list[Instances]) -> tuple[Tensor | None, Tensor | None]:
-        """For detectors that give no anchor a label: weights (N, M) of the objects in the losses.
+    def of_objects(
+        self, boxes: Tensor, gt: list[Instances]
+    ) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+        """For detectors that give no anchor a label, and have one loss of classes and boxes.
 
         Args:
             boxes: (R, 4) of the anchors.
 
         Returns:
-            weights, padded with 0, or None; which anchors (N, R) count as background, or None.
+            factors (N, M), padded, of the losses of the objects, and inside of these of what their
+            boxes cost, or None if all count alike; which anchors (N, R) count as background, or
+            None. The second factor of a box that weighs what its object does is 1, as the first
+            one has its weight already.
         """
         weights = counted = None
         if self.use_weights and has_weights(gt):
-            weights = pad_sequence([*(x.gt_weights for x in gt), boxes.new_zeros(1)], True)[:-1]
-            weights = self.normalised(weights, weights > 0)
+            of_object, of_box = (
+                pad_sequence([*(x.get(key) for x in gt), boxes.new_zeros(1)], True)[:-1]
+                for key in (CLS_WEIGHTS, BOX_WEIGHTS)
+            )
+            of_box = (of_box / of_object).where(of_object > 0, 1.0)
+            everything = torch.ones_like(of_object, dtype=torch.bool)  # the padding weighs 0
+            count = sum(len(x) for x in gt)
+            weights = self.normalised(of_object, everything, count), of_box
         if self.use_ignore:
             uncertain = [on_uncertain(boxes, x, self.overlap) for x in gt]
             counted = ~torch.stack(uncertain)

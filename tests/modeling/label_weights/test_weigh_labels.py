@@ -53,6 +53,34 @@ def test_box_weights_are_the_box_losses(arch):
             assert value > 0 and found[name] == 0, name
 
 
+def test_box_weights_of_auto_assign():
+    """Its one loss of classes and boxes loses what is the boxes', and only of those objects."""
+
+    def found(of_boxes=None, box_loss_weight=5.0, **settings):
+        model, distances = model_of("AutoAssign", **settings), []
+        model.box_loss_weight = box_loss_weight
+        model.head.register_forward_hook(lambda module, args, outputs: distances.extend(outputs[1]))
+        with EventStorage():
+            values = model(batch_of(of_boxes and [1.0] * 5, of_boxes))
+        gradients = torch.autograd.grad(sum(values.values()), distances)
+        return values, torch.stack([x.abs().sum((1, 2, 3)) for x in gradients]).sum(0)
+
+    plain, moved = found()
+    assert (moved > 0).all()
+    same, moved_alike = found([1.0] * 5, ENABLED=True)
+    assert all(torch.equal(same[name], plain[name]) for name in plain)
+    assert torch.equal(moved_alike, moved)
+
+    without, moved = found([0.0] * 5, BOX_LOSS="none")
+    classes, _ = found(box_loss_weight=0.0)
+    assert not moved.any() and without["loss_pos"] < plain["loss_pos"]
+    for name in plain:
+        assert torch.equal(without[name], classes[name]), name
+
+    _, moved = found([1.0, 0.0, 1.0, 0.0, 0.0], BOX_LOSS="reliable")
+    assert moved[0] > 0 == moved[1]
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_nothing_is_background_where_all_is_uncertain(arch):
     everywhere = [[-1000.0, -1000, 3000, 3000]]
@@ -85,15 +113,6 @@ def test_images_without_objects_train(arch):
         total = sum(model(batch).values())
     total.backward()
     assert total.isfinite()
-
-
-@pytest.mark.parametrize("arch", ["RetinaNet", "PAA", "FasterRCNN"])
-def test_divided_by_the_sum_of_weights(arch):
-    """Boxes whose weights are all alike are then without weights."""
-    plain = losses(arch, batch_of())
-    found = losses(arch, batch_of([0.25] * 5), ENABLED=True, NORMALIZE="weight_sum")
-    name = "loss_rpn_loc" if arch == "FasterRCNN" else "loss_box_reg"
-    torch.testing.assert_close(found[name], plain[name])
 
 
 def test_region_losses_by_hand():
