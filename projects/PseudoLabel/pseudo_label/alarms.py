@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator
 
-from .statistics import MOST_BOXES, ClassStatistics, Statistics
+from .statistics import LEAST_BOXES, MOST_BOXES, ClassStatistics, Statistics
 
 _FAILED, _UNCERTAIN, _WITHOUT, _CROWDED = 0.01, 0.25, 0.5, 0.01
 _HIGH, _AGREE, _GOOD = 0.8, 0.2, 0.5
-_LEAST_BOXES = 10  # fewer say nothing about a class
 
 
 def alarms(statistics: Statistics) -> list[str]:
@@ -69,13 +68,21 @@ def _of_classes(s: Statistics) -> Iterator[str]:
 
 
 def _of_shares(s: Statistics) -> Iterator[str]:
-    loud = [x for x in s.classes if x.alarm]
+    unlabelled = sorted((x for x in s.classes if x.unlabelled), key=lambda x: -x.kept)
+    loud = [x for x in s.classes if x.alarm and not x.unlabelled]
     more = sorted((x for x in loud if x.share_ratio > 1), key=lambda x: -x.share_ratio)
     less = sorted((x for x in loud if x.share_ratio < 1), key=lambda x: x.share_ratio)
 
     def times(x: ClassStatistics) -> str:
         return f"{x.name} ({x.share_ratio:.2g} times)"
 
+    if unlabelled:
+        yield (
+            f"{s.labelled} has not a single box of "
+            f"{_names(unlabelled, lambda x: f'{x.name} ({x.kept:,} pseudo boxes)')}. Look at their "
+            "lowest kept scores on the check sheet, and raise the threshold, or drop the class in "
+            "the class map, if these are wrong."
+        )
     if more:
         yield (
             f"Far more frequent than among the labels of {s.labelled}: "
@@ -92,7 +99,7 @@ def _of_shares(s: Statistics) -> Iterator[str]:
 
 def _of_quality(s: Statistics) -> Iterator[str]:
     judged = [x for x in s.classes if x.quality is not None]
-    wrong = [x for x in judged if x.quality.boxes >= _LEAST_BOXES and x.quality.precision < _GOOD]
+    wrong = [x for x in judged if x.quality.boxes >= LEAST_BOXES and x.quality.precision < _GOOD]
     if wrong:
         wrong.sort(key=lambda x: x.quality.precision)
         words = _names(wrong, lambda x: f"{x.name} ({100 * x.quality.precision:.0f} %)")
@@ -101,7 +108,7 @@ def _of_quality(s: Statistics) -> Iterator[str]:
             "Raise the threshold, or check the class map."
         )
     missed = [
-        x for x in judged if x.quality.objects >= _LEAST_BOXES and x.quality.missing_rate > _GOOD
+        x for x in judged if x.quality.objects >= LEAST_BOXES and x.quality.missing_rate > _GOOD
     ]
     if missed:
         missed.sort(key=lambda x: -x.quality.missing_rate)

@@ -67,10 +67,17 @@ def category_ids(path: str | None) -> dict[str, int] | None:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if "categories" in content:
-            return {x["name"]: x["id"] for x in content["categories"]}
-        return {str(name): int(i) for name, i in content.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            ids = {x["name"]: x["id"] for x in content["categories"]}
+        else:
+            ids = dict(content.items())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"--category-ids {path} cannot be read ({error}): give a JSON file of class -> id, or "
             "one in COCO's format."
         ) from None
+    for name, i in ids.items():
+        if type(i) is not int:
+            raise ConfigError(
+                f"--category-ids {path}: {name!r} has the id {i!r}; an id is a whole number."
+            )
+    return ids

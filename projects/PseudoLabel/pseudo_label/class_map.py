@@ -116,7 +116,7 @@ def read_class_map(path: str | Path, classes: Sequence[str]) -> dict[int, str | 
     for name, target in targets.items():
         if name not in classes:
             raise ClassMapError(f"{path}: {unknown_name('class of the teacher', name, classes)}")
-        if not isinstance(target, str) or not target.strip():
+        if not isinstance(target, str) or not target:
             raise ClassMapError(
                 f"{path}: class {name!r} is mapped to {target!r}; give one unified name, or {DROP}."
             )
@@ -199,6 +199,11 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise ClassMapError(f"The class map {path} cannot be read: {error.strerror}.") from None
     except ClassMapError as error:
         raise ClassMapError(f"{path}: {error}.") from None
+    except RecursionError:
+        raise ClassMapError(
+            f"{path} is nested too deeply: it must be a mapping of class names, such as "
+            "{sedan: car}."
+        ) from None
     except (ValueError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ClassMapError(f"{path} is neither YAML nor JSON: {reason}.") from None
@@ -219,6 +224,9 @@ def _long_form(path: str | Path, content: dict) -> dict[str, Any]:
         raise ClassMapError(f"{path}: allow_unmatched is {allow!r}; it must be true or false.")
     if not isinstance(children, dict) or not all(isinstance(x, str) for x in children.values()):
         raise ClassMapError(f"{path}: children must be a mapping of child: parent.")
+    for name in (*content["classes"].values(), *children, *children.values()):
+        if isinstance(name, str) and name != name.strip():  # else " car" is another class
+            raise ClassMapError(f"{path}: {name!r} begins or ends with a blank: remove it.")
     return {
         "classes": content["classes"],
         "allow_unmatched": allow == "true",

@@ -9,12 +9,12 @@ from . import generate as generating
 from .arguments import category_ids, class_names, label_set, pair
 from .export import FORMATS, IGNORE_MODES, ExportSettings, checked_ids, export_run
 from .filter import filter_run
-from .filters import EMPTY_IMAGES, FilterSettings
+from .filters import EMPTY_IMAGES, FilterSettings, check_mirrored
 from .label_set import LabelSet
 from .merge import merge_run, unify_classes
 from .merge_settings import MODES, MergeSettings
 from .merging import SCORE_TYPES
-from .offline import label_images
+from .offline import check_offline, label_images
 from .report import write_report
 from .run_folder import RunFolder
 from .sheet import SheetSettings, write_sheet
@@ -55,9 +55,12 @@ def _run_all(args: argparse.Namespace) -> int:
     merge, filter_, export, sheet = _merge(args), _filter(args), _export(args), _sheet(args)
     labels, ids = merge.labels, category_ids(args.category_ids)
     truth = _truth(args, labels)
+    check_mirrored(filter_, args.flip)
     run, settings = generating.from_arguments(args)
     unified, _ = unify_classes(run, merge)
     checked_ids(list(unified.names), ids)
+    teachers, images = [x.name for x in run.teachers], list(run.images())
+    check_offline(teachers, unified, images, merge, filter_, export, labels=labels, truth=truth)
     _generated(run, settings)
     folder = label_images(
         RunFolder(args.output),

@@ -10,7 +10,7 @@ export/provenance.json    how they were made, and their hashes
 Symbols: C unified categories.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from .coco_files import JsonList, result_lines
 from .coco_volumes import CocoVolumes, volume_names
-from .label_files import CvatZip, VocFolder, YoloFolder
+from .label_files import CvatZip, VocFolder, YoloFolder, check_label_files
 from .labelled_run import LabelledRun, LabelledShard
 from .provenance import lasting, provenance
 from .publish import SIDE_CAR, published
@@ -33,6 +33,7 @@ _PER_IMAGE = {
     "cvat": ("cvat.zip", CvatZip),
 }
 FORMATS = ("coco", "results", *_PER_IMAGE)
+_FILE_EACH = ("yolo", "voc")  # formats with a file for each image
 IGNORE_MODES = ("separate", "inline", "none")
 
 
@@ -143,6 +144,15 @@ def checked_ids(categories: list[str], category_ids: Mapping[str, int] | None) -
             f"The category ids {ids} must be whole numbers, none of them below 0 or there twice."
         )
     return np.array(ids)
+
+
+def check_image_names(settings: ExportSettings, names: Iterable[str]) -> None:
+    """
+    Raises:
+        LabelFileError: images whose names label files cannot have, if there are to be any.
+    """
+    if set(_FILE_EACH) & set(settings.formats):
+        check_label_files(names)
 
 
 class _Results:

@@ -15,7 +15,14 @@ import numpy as np
 
 from kd_d2.config.rules import ConfigError
 
-from .filters import Filtered, FilterSettings, default_t_ignore, filter_detections, image_status
+from .filters import (
+    Filtered,
+    FilterSettings,
+    check_mirrored,
+    default_t_ignore,
+    filter_detections,
+    image_status,
+)
 from .labelled_run import read_stage
 from .merge import COMMON_THRESHOLD
 from .run_folder import RunError, RunFolder, hash_of
@@ -61,7 +68,7 @@ def filter_run(run: RunFolder, settings: FilterSettings) -> Path:
             "stage merge again."
         )
     categories = merge["categories"]
-    t_keep, t_ignore = _thresholds(merge, settings)
+    t_keep, t_ignore = filter_thresholds(merge, settings)
     content: dict[str, Any] = {
         "categories": categories,
         "t_keep": dict(zip(categories, t_keep.tolist())),
@@ -86,10 +93,17 @@ def filter_run(run: RunFolder, settings: FilterSettings) -> Path:
     return write_stage(run, "filter", content | totals.record(categories))
 
 
-def _thresholds(
+def filter_thresholds(
     merge: Mapping[str, Any], settings: FilterSettings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(C,) ``t_keep`` and ``t_ignore``."""
+    """(C,) ``t_keep`` and ``t_ignore``.
+
+    Args:
+        merge: ``categories``, ``calibrated`` and ``thresholds`` as ``merge.json`` has them.
+
+    Raises:
+        ConfigError: a given ``t_ignore`` is above a threshold.
+    """
     categories = merge["categories"]
     if merge["calibrated"]:
         t_keep = np.full(len(categories), COMMON_THRESHOLD)
@@ -125,22 +139,21 @@ def filter_shard(
         ConfigError: agreement is asked for, but was not looked at.
     """
     d = merged.detections
-    if settings.min_agreement is not None and np.isnan(d.agreement).any():
-        raise ConfigError(
-            "min_agreement needs to know what the teacher finds in the mirrored images: generate "
-            "with that, or leave min_agreement out."
-        )
+    check_mirrored(settings, mirrored=not np.isnan(d.agreement).any())
     place = d.image - shard.first
     sizes, low = merged.sizes[place], t_ignore[d.category]
     found = filter_detections(d, t_keep[d.category], low, sizes, settings)
-    hopeful = place[d.score >= low.astype(np.float32)]
-    per_image = [
-        np.bincount(x, minlength=len(shard))
-        for x in (found.pseudo.image - shard.first, found.ignore.image - shard.first, hopeful)
-    ]
+    hopeful = np.bincount(place[d.score >= low.astype(np.float32)], minlength=len(shard)) > 0
+    if merged.highest is not None:
+        # in images with pseudo boxes, what merging has dropped or lowered below t_ignore is
+        # background, however sure one teacher was
+        hopeful |= (merged.highest >= t_ignore.astype(np.float32)).any(1)
+    num_pseudo, num_ignore = (
+        np.bincount(x.image - shard.first, minlength=len(shard))
+        for x in (found.pseudo, found.ignore)
+    )
     failed = np.isin(np.arange(shard.first, shard.last), list(merged.failed))
-    status = image_status(per_image[0], per_image[1], per_image[2] > 0, failed, settings)
-    return found, status
+    return found, image_status(num_pseudo, num_ignore, hopeful, failed, settings)
 
 
 class _Totals:

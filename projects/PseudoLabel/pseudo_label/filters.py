@@ -32,7 +32,7 @@ class FilterSettings:
         max_boxes: pseudo boxes of an image; the others become ignore boxes.
         min_agreement: pseudo boxes with less agreement become ignore boxes; None: none.
         empty_images: what becomes of an image without pseudo box: "keep" it as one without objects,
-            "drop" it, or "auto": drop it if any score reaches ``t_ignore``.
+            "drop" it, or "auto": drop it if any score of any teacher reaches ``t_ignore``.
         max_ambiguous_ratio: images with a larger share of ignore boxes among all boxes are dropped;
             None: none.
 
@@ -68,6 +68,21 @@ class FilterSettings:
         for key, fits, words in rules:
             if not fits:
                 raise ConfigError(f"{key} is {getattr(self, key)!r}; it must be {words}.")
+
+
+def check_mirrored(settings: FilterSettings, mirrored: bool) -> None:
+    """
+    Args:
+        mirrored: whether the teachers look, or have looked, at mirrored images, too.
+
+    Raises:
+        ConfigError: they do not, and agreement with these is asked for.
+    """
+    if settings.min_agreement is not None and not mirrored:
+        raise ConfigError(
+            "min_agreement needs to know what the teacher finds in the mirrored images: generate "
+            "with that (--flip, GENERATE.FLIP), or leave min_agreement out."
+        )
 
 
 class Filtered(NamedTuple):
@@ -197,7 +212,8 @@ def image_status(
 
     Args:
         num_pseudo, num_ignore: (k,) boxes of each.
-        hopeful: (k,) bool, those with any score that reaches ``t_ignore``, filtered or not.
+        hopeful: (k,) bool, those with any score of any teacher that reaches ``t_ignore``, whatever
+            merging and filters have made of it.
         failed: (k,) bool, those that cannot be read.
 
     Returns:

@@ -18,13 +18,14 @@ from tqdm import tqdm
 from kd_d2.checkpoint import atomic_write
 
 from .claims import Claims
+from .leaks import check_no_leak
 from .prepare import prepare_run
 from .progress import Progress
 from .run_folder import RunError, RunFolder
 from .settings import GenerateSettings
 from .shard_queue import ShardQueue
 from .shards import read_shard
-from .sources import check_no_leak, from_names
+from .sources import from_names
 from .stopping import StopRequest
 from .teachers import parse_teacher
 from .worker import Worker
@@ -160,7 +161,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = GenerateSettings()
     add = parser.add_argument
     add("--images", nargs="+", required=True, metavar="NAME|FOLDER|FILE.json",
-        help="data sets, folders, lists in COCO's format, also as FILE.json,FOLDER")  # fmt: skip
+        help="data sets, folders, lists in COCO's format, also as FILE.json,FOLDER; of folders, "
+        "--output and other runs below them are left out")  # fmt: skip
     add("--image-root", default="", metavar="DIR", help="folder of the images of a FILE.json")
     add("--teacher", action="append", required=True, metavar="NAME=CONFIG[,WEIGHTS]",
         help="may be given several times; without weights, those of the model zoo")  # fmt: skip
@@ -185,7 +187,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of images that may be unreadable, default %(default)s")  # fmt: skip
     add("--new-run", action="store_true", help="delete what other settings left in the folder")
     add("--forbid", nargs="+", default=[], metavar="DATASET",
-        help="test sets, none of whose images may be among --images")  # fmt: skip
+        help="test sets, none of whose images may be among --images: no file of equal contents, "
+        "and none of equal name, whatever its suffix, that shows the same; equal names alone do no "
+        "harm")  # fmt: skip
     add("--licence", default="", help="of the images; is noted in the labels")
     add("--origin", default="", help="of the images; is noted in the labels")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the teachers' configs")
@@ -212,7 +216,7 @@ def from_arguments(args: argparse.Namespace) -> tuple[RunFolder, GenerateSetting
     )
     settings.torch_device()
     teachers = [parse_teacher(text, args.opts) for text in args.teacher]
-    root, images = from_names(args.images, args.image_root)
+    root, images = from_names(args.images, args.image_root, [args.output])
     check_no_leak(images, args.forbid)
     about = {"licence": args.licence, "origin": args.origin}
     run = prepare_run(args.output, images, root, teachers, settings, args.new_run, **about)

@@ -7,7 +7,7 @@ an ignore box from an object.
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 from xml.sax.saxutils import escape, quoteattr
@@ -128,25 +128,51 @@ class CvatZip:
         self._archive.close()
 
 
+def check_label_files(names: Iterable[str]) -> None:
+    """Whether each image can have a label file of its own.
+
+    Args:
+        names: of images; those that turn out to be unreadable or dropped have no label file, but
+            nobody knows them before.
+
+    Raises:
+        LabelFileError: one cannot.
+    """
+    seen: set[PurePosixPath] = set()
+    for name in names:
+        path = _label_path(name, "")
+        if path in seen:
+            raise _same_file(name)
+        seen.add(path)
+
+
+def _label_path(name: str, suffix: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise LabelFileError(
+            f"The image {name} lies outside the run's root, so that its label would lie "
+            "outside the export: export the formats coco and results only, or give the folder "
+            "that all images are in as the root."
+        )
+    return path.with_suffix(suffix)
+
+
+def _same_file(name: str) -> LabelFileError:
+    return LabelFileError(
+        f"{name} and another image differ only in their suffix, and would have the same "
+        "label file: rename one, or leave out the formats yolo and voc."
+    )
+
+
 def _write_new(folder: Path, image: ImageRecord, suffix: str, text: str) -> None:
     """
     Raises:
         LabelFileError: the label would lie outside the folder, or in the place of another.
     """
-    name = PurePosixPath(image.name)
-    if name.is_absolute() or ".." in name.parts:
-        raise LabelFileError(
-            f"The image {image.name} lies outside the run's root, so that its label would lie "
-            "outside the export: export the formats coco and results only, or give the folder "
-            "that all images are in as the root."
-        )
-    path = folder / name.with_suffix(suffix)
+    path = folder / _label_path(image.name, suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(path, "x", encoding="utf-8", newline="\n") as f:
             f.write(text)
     except FileExistsError:
-        raise LabelFileError(
-            f"{image.name} and another image differ only in their suffix, and would have the same "
-            "label file: rename one, or leave out the formats yolo and voc."
-        ) from None
+        raise _same_file(image.name) from None

@@ -2,8 +2,9 @@
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -15,6 +16,7 @@ from .coco_files import xywh
 from .detections import Detections
 from .label_set import Labels, LabelSet, find_record
 from .labelled_run import LabelledShard
+from .run_folder import ImageRecord
 from .shards import FAILED, USED
 
 
@@ -75,7 +77,7 @@ class QualityMeter:
         num_dropped: labelled images that were read, but are not used.
     """
 
-    def __init__(self, label_set: LabelSet, categories: list[str]):
+    def __init__(self, label_set: LabelSet, categories: Sequence[str]):
         """
         Raises:
             ConfigError: the labels are of other classes.
@@ -90,34 +92,56 @@ class QualityMeter:
         self._records = label_set.by_file()
         self._labels: list[Labels] = []
         self._found: list[Detections] = []
+        self._source: dict[int, str] = {}
         self.num_images, self.num_dropped = 0, 0
 
+    def check_images(self, images: Iterable[ImageRecord]) -> None:
+        """
+        Raises:
+            ConfigError: none of these images is labelled.
+        """
+        if not any(x is not None and "annotations" in x for x in map(self._record, images)):
+            raise self._no_images()
+
+    def _record(self, image: ImageRecord) -> Mapping[str, Any] | None:
+        return find_record(self._records, image)
+
+    def _no_images(self) -> ConfigError:
+        return ConfigError(
+            f"None of the images of {self._label_set.name} is in the run: leave these labels "
+            "out, or generate labels for some of their images, too."
+        )
+
     def add(self, part: LabelledShard) -> None:
-        matches = [find_record(self._records, image) for image in part.records]
+        matches = list(map(self._record, part.records))
         labelled = np.array([x is not None and "annotations" in x for x in matches])
         used = labelled & (part.status == USED)
         self.num_dropped += int((labelled & ~used & (part.status != FAILED)).sum())
         self.num_images += int(used.sum())
         pairs = [(part.shard.first + i, matches[i]) for i in np.flatnonzero(used).tolist()]
+        self._source |= {i: part.records[i - part.shard.first].source for i, _ in pairs}
         self._labels.append(self._label_set.boxes(pairs, self._names))
         self._found.append(part.kept[used[part.kept.image - part.shard.first]])
 
-    def result(self) -> tuple[Quality, dict[str, Quality]]:
-        """Of all classes together, and of each that people have labelled.
+    def result(self) -> tuple[Quality, dict[str, Quality], dict[str, Quality]]:
+        """Of all classes together, of each that people have labelled, and of the images of each
+        source of the run, which has no AP of its own.
 
         Raises:
             ConfigError: none of the labelled images is in the run.
         """
         if not self.num_images + self.num_dropped:
-            raise ConfigError(
-                f"None of the images of {self._label_set.name} is in the run: leave these labels "
-                "out, or generate labels for some of their images, too."
-            )
+            raise self._no_images()
         evaluation = self._evaluated()
-        by_class = {
-            self._names[c]: _class_quality(evaluation, k, c) for k, c in enumerate(self._about)
-        }
-        return _sum(list(by_class.values())), by_class
+        by_class, by_source = {}, {x: np.zeros(4) for x in sorted(set(self._source.values()))}
+        for k, c in enumerate(self._about):
+            total = np.zeros(4)
+            for image, counts in _image_counts(evaluation, k, c):
+                total += counts
+                by_source[self._source[image]] += counts
+            by_class[self._names[c]] = _quality(total, _ap(evaluation, k) if total[0] else None)
+        sources = {name: _quality(total, None) for name, total in by_source.items()}
+        return _sum(list(by_class.values())), by_class, sources
 
     def _evaluated(self) -> COCOeval:
         found = Detections.concatenate(self._found)
@@ -163,31 +187,41 @@ def _annotation(image: int, box: list[float], category: int) -> dict:
     return {"image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": 0}
 
 
-def _class_quality(evaluation: COCOeval, number: int, category: int) -> Quality:
-    """What COCO's evaluation has found of a class at an IoU of 0.5.
+def _image_counts(
+    evaluation: COCOeval, number: int, category: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """What COCO's evaluation has found of a class at an IoU of 0.5, image by image.
 
     Args:
         number: of the class among those that are evaluated.
         category: its id.
+
+    Yields:
+        the image, and (4,) objects, boxes, right and iou of :class:`Quality`.
     """
-    objects, boxes, right, iou = 0, 0, 0, 0.0
     count = len(evaluation.params.imgIds)
     for x in evaluation.evalImgs[number * count : (number + 1) * count]:
         if x is None:
             continue
         counts = x["dtIgnore"][0] == 0
         matched = (x["dtMatches"][0] > 0) & counts
-        objects += int((np.asarray(x["gtIgnore"]) == 0).sum())
-        boxes += int(counts.sum())
-        right += int(matched.sum())
+        objects, iou = (np.asarray(x["gtIgnore"]) == 0).sum(), 0.0
         if matched.any():
             key = x["image_id"], category
             column = {gt["id"]: i for i, gt in enumerate(evaluation._gts[key])}
             columns = [column[int(i)] for i in x["dtMatches"][0][matched]]
-            iou += float(evaluation.ious[key][np.flatnonzero(matched), columns].sum())
+            iou = evaluation.ious[key][np.flatnonzero(matched), columns].sum()
+        yield x["image_id"], np.array([objects, counts.sum(), matched.sum(), iou])
+
+
+def _ap(evaluation: COCOeval, number: int) -> float:
     precision = evaluation.eval["precision"][:, :, number, 0, 0]
-    ap = float(100 * precision[precision > -1].mean()) if objects else None
-    return Quality(objects, boxes, right, iou, ap)
+    return float(100 * precision[precision > -1].mean())
+
+
+def _quality(counts: np.ndarray, ap: float | None) -> Quality:
+    """Of (4,) objects, boxes, right and iou."""
+    return Quality(*map(int, counts[:3]), float(counts[3]), ap)
 
 
 def _sum(parts: list[Quality]) -> Quality:

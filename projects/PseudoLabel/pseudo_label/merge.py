@@ -62,6 +62,11 @@ class MergePlan:
         own = [lookup[lookup >= 0] for lookup in self.unified.lookup]
         return self.calibrated or any(len(np.unique(x)) < len(x) for x in own)
 
+    @property
+    def lowers(self) -> bool:
+        """Whether what a teacher was sure of may end with a low score, or be gone."""
+        return self.unites and self.settings.mode != "nms"
+
 
 def merge_run(
     run: RunFolder, settings: MergeSettings, progress: Callable[[int, int], None] | None = None
@@ -95,7 +100,8 @@ def merge_run(
         num_raw += [len(d) for d in parts]
         if shard in to_do:
             merged = merge_detections(plan, parts)
-            contents = ShardContents(merged, sizes, failed)
+            highest = highest_scores(plan, parts, shard) if plan.lowers else None
+            contents = ShardContents(merged, sizes, failed, highest=highest)
             write_shard(run.merged, shard, contents, content["hash"])
         else:
             merged = read_shard(run.merged, shard).detections
@@ -116,13 +122,27 @@ def merge_detections(plan: MergePlan, parts: Sequence[Detections]) -> Detections
     Returns:
         by image, and then by falling score.
     """
-    d, least = Detections.concatenate(parts), plan.thresholds[0]
+    d, least = _on_common_scale(plan, parts), plan.thresholds[0]
     if plan.calibrated:
-        d.score = calibrate(d.score, plan.thresholds[d.teacher, d.category])
         least = np.full_like(least, COMMON_THRESHOLD)
     if plan.unites:
         d = _merge(plan, d)
     return keep_children(d, plan.parents, plan.settings.parent_iou, least).by_image()
+
+
+def highest_scores(plan: MergePlan, parts: Sequence[Detections], shard: Shard) -> np.ndarray:
+    """(k, C) float32, the highest score of any teacher for each class in each of the k images."""
+    d = _on_common_scale(plan, parts)
+    highest = np.zeros((len(shard), len(plan.unified.names)), np.float32)
+    np.fmax.at(highest, (d.image - shard.first, d.category), d.score)
+    return highest
+
+
+def _on_common_scale(plan: MergePlan, parts: Sequence[Detections]) -> Detections:
+    d = Detections.concatenate(parts)
+    if plan.calibrated:
+        d.score = calibrate(d.score, plan.thresholds[d.teacher, d.category])
+    return d
 
 
 def _merge(plan: MergePlan, d: Detections) -> Detections:
@@ -204,6 +224,8 @@ def _record(
         "lookup": lookup,
         "settings": {key: settings[key] for key in _OF_BOXES},
     }
+    if plan.lowers:  # shards without the highest scores do not do
+        made_by["highest"] = True
     return content | {"settings": settings, "hash": hash_of(made_by)}
 
 

@@ -38,7 +38,8 @@ def merge_vote(
     """Boxes that several teachers agree on: the best of each cluster with enough teachers in it.
 
     The best boxes, of which none overlaps another by more than ``iou``, are the clusters' heads;
-    every other box joins the head that it overlaps most, of equal ones the better.
+    every other box joins, of the heads that are better than it, the one that it overlaps most, of
+    equal ones the better.
 
     Args:
         known: (C,) how many teachers know each class; where these are fewer than ``min_votes``, all

@@ -5,27 +5,64 @@ files.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kd_d2.checkpoint import atomic_write
 
-from .export import FOLDER, ExportSettings, export_run
-from .filter import filter_run
+from .class_map import Unified
+from .export import FOLDER, ExportSettings, check_image_names, export_run
+from .filter import filter_run, filter_thresholds
 from .filters import FilterSettings
+from .label_quality import QualityMeter
 from .label_set import LabelSet
 from .labelled_run import STAGES, read_stage
 from .merge import merge_run
 from .merge_settings import MergeSettings
 from .publish import NEW, tree_sha256
 from .report import write_report
-from .run_folder import RunFolder, hash_of
+from .run_folder import ImageRecord, RunFolder, hash_of
+from .run_thresholds import check_threshold_labels, highest_thresholds
 from .sheet import SheetSettings, write_sheet
-from .statistics import statistics
+from .statistics import labelled_shares, statistics
 
 RECORD = "offline.json"
+
+
+def check_offline(
+    teachers: Sequence[str],
+    unified: Unified,
+    images: Sequence[ImageRecord],
+    merge: MergeSettings,
+    filter: FilterSettings,
+    export: ExportSettings,
+    *,
+    labels: LabelSet | None = None,
+    truth: LabelSet | None = None,
+) -> None:
+    """Whether :func:`label_images` can end well, as far as that is known without detections.
+
+    Args:
+        teachers: their names.
+        images: of the run.
+
+    Raises:
+        ConfigError, LabelFileError: settings that do not fit teachers, images or labels.
+    """
+    names = unified.names
+    thresholds = highest_thresholds(teachers, unified, merge)
+    calibrated = len(teachers) > 1
+    filter_thresholds(
+        {"categories": names, "calibrated": calibrated, "thresholds": thresholds}, filter
+    )
+    check_threshold_labels(unified, merge, images)
+    check_image_names(export, (x.name for x in images))
+    if labels is not None:
+        labelled_shares(labels, names)
+    if truth is not None:
+        QualityMeter(truth, names).check_images(images)
 
 
 def label_images(

@@ -8,7 +8,7 @@ from kd_d2.checkpoint import atomic_write
 from .alarms import alarms
 from .provenance import provenance
 from .report_page import cards, html_page
-from .report_tables import class_table, markdown, tables
+from .report_tables import caution, class_table, markdown, tables
 from .run_folder import RunFolder
 from .statistics import Statistics
 
@@ -39,7 +39,7 @@ def write_report(run: RunFolder, statistics: Statistics) -> list[Path]:
 
 def _markdown(title: str, statistics: Statistics, sentences: list[str]) -> str:
     parts = [f"# {title}", ", ".join(f"{words} {n}" for words, n in cards(statistics)) + "."]
-    parts += ["## Look at this first"]
+    parts += [caution(statistics), "## Look at this first"]
     parts += ["\n".join(f"- {x}" for x in sentences) or "Nothing stands out."]
     for table in (class_table(statistics), *tables(statistics)):
         parts += [f"## {table.title}", table.note, markdown(table)]

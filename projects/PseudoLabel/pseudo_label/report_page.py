@@ -7,12 +7,12 @@ from typing import Any
 from kd_d2.visualization.html_document import html_document
 
 from .report_figures import AMBER, BLUE, GREY, data_uri, figures, spark
-from .report_tables import Table, by_count, class_table, tables
+from .report_tables import Table, by_count, caution, class_table, tables
 from .statistics import Statistics
 
 _BODY = """\
 <p class="quiet">{subtitle}</p>
-<div class="cards">{cards}</div>
+<div class="cards">{cards}</div>{caution}
 <h2>Look at this first</h2>
 {alarms}
 <div class="figures">{figures}</div>
@@ -76,6 +76,7 @@ def html_page(title: str, s: Statistics, sentences: list[str], provenance: dict[
     body = _BODY.format(
         subtitle=html.escape(subtitle),
         cards="".join(f'<div class="card"><b>{n}</b>{words}</div>' for words, n in cards(s)),
+        caution=f'\n<p class="quiet">{caution(s)}</p>' if caution(s) else "",
         alarms=shown,
         figures=drawn,
         classes=_classes(s),

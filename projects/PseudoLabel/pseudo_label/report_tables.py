@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .label_quality import Quality
-from .statistics import AREAS, MOST_OFTEN, ClassStatistics, Statistics
+from .statistics import AREAS, LEAST_BOXES, MOST_OFTEN, ClassStatistics, Statistics
 
 FILTERS = {
     "invalid": "numbers that are none, or a negative size",
@@ -18,6 +18,10 @@ FILTERS = {
     "disagreeing": "not found in the mirrored image; now ignore boxes",
     "of_dropped_images": "boxes of images that are dropped",
 }
+_TEACHERS_OWN = (
+    "Precision, recall and AP are too good if a teacher was trained on the images that they are "
+    "measured on: on its own training images its labels are better than on others."
+)
 _IMAGES = {
     "all": "in the list",
     "failed": "could not be read",
@@ -49,8 +53,13 @@ class Table:
 
 def tables(s: Statistics) -> list[Table]:
     """All but that of the classes; those without content are left out."""
-    found = [_images(s), _sizes(s), _filters(s), _agreement(s), _throughput(s)]
+    found = [_images(s), _sources(s), _sizes(s), _filters(s), _agreement(s), _throughput(s)]
     return [x for x in found if x.rows]
+
+
+def caution(s: Statistics) -> str:
+    """What to mind at the figures of quality; empty if there are none."""
+    return "" if s.quality is None else _TEACHERS_OWN
 
 
 def by_count(s: Statistics) -> list[ClassStatistics]:
@@ -107,7 +116,8 @@ def _counts(s: Statistics) -> _Columns:
 def _shares(s: Statistics) -> _Columns:
     note = (
         f"share: among the boxes of the classes that {s.labelled} knows; labelled: the same of its "
-        f"boxes; a ratio above {MOST_OFTEN:g} or below 1/{MOST_OFTEN:g} raises an alarm (!)."
+        f"boxes; a ratio above {MOST_OFTEN:g} or below 1/{MOST_OFTEN:g} raises an alarm (!), as do "
+        f"{LEAST_BOXES} boxes of a class without any label."
     )
 
     def cells(x: ClassStatistics) -> list[str]:
@@ -130,6 +140,15 @@ def _images(s: Statistics) -> Table:
             n = s.quality_images[key]
             rows.append([words, f"{n:,}", _percent(_share(n, s.images["all"]))])
     return Table("Images", "", ["images", "number", "share"], rows)
+
+
+def _sources(s: Statistics) -> Table:
+    rows = [
+        [name, f"{q.boxes:,}", *_shares_right(q)] for name, q in (s.quality_by_source or {}).items()
+    ]
+    note = "As for the classes: in used images that people have labelled, at an IoU of 0.5."
+    head = ["source", "boxes", "objects", "precision", "recall", "F1"]
+    return Table("Quality by source of the images", note, head, rows)
 
 
 def _sizes(s: Statistics) -> Table:
@@ -168,14 +187,16 @@ def _throughput(s: Statistics) -> Table:
 def _quality(q: Quality | None) -> list[str]:
     if q is None:
         return [""] * 7
-    shares = (q.precision, q.recall, q.f1)
     return [
-        f"{q.objects:,}",
-        *(_number(x, 2) for x in shares),
+        *_shares_right(q),
         _number(q.ap, 1),
         _number(q.mean_iou, 2),
         _percent(q.missing_rate),
     ]
+
+
+def _shares_right(q: Quality) -> list[str]:
+    return [f"{q.objects:,}", *(_number(x, 2) for x in (q.precision, q.recall, q.f1))]
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -59,12 +59,15 @@ class ShardContents:
             as its EXIF says; (0, 0) of those that cannot be read.
         failed: number of an image in the run's list -> why it cannot be read.
         status: (k,) int8, what becomes of each image; None: ``USED``, but for those that failed.
+        highest: (k, C) float32, the highest score that any teacher gave each unified class in each
+            image, on the scale of the detections; None: that of the detections.
     """
 
     detections: Detections
     sizes: np.ndarray
     failed: dict[int, str]
     status: np.ndarray | None = None
+    highest: np.ndarray | None = None
 
     def image_status(self, first: int) -> np.ndarray:
         """(k,) int8; ``first`` is the number of the shard's first image."""
@@ -99,6 +102,8 @@ def write_shard(folder: Path, shard: Shard, contents: ShardContents, run: str) -
     """
     arrays = contents.detections.arrays() | {"sizes": contents.sizes.astype(np.int32)}
     arrays["status"] = contents.image_status(shard.first).astype(np.int8)
+    if contents.highest is not None:
+        arrays["highest"] = contents.highest.astype(np.float32)
     data = pack(arrays)
     record = {
         "run": run,
@@ -152,9 +157,9 @@ def read_shard(folder: Path, shard: Shard) -> ShardContents:
     if hashlib.sha256(data).hexdigest() != record["sha256"]:
         raise ShardError(f"{path} was changed after it was written: delete it, and run again.")
     arrays = unpack(data)
-    sizes, status = arrays.pop("sizes"), arrays.pop("status")
+    sizes, status, highest = (arrays.pop(x, None) for x in ("sizes", "status", "highest"))
     failed = {int(k): v for k, v in record["failed"].items()}
-    return ShardContents(Detections(**arrays), sizes, failed, status)
+    return ShardContents(Detections(**arrays), sizes, failed, status, highest)
 
 
 def _record(folder: Path, shard: Shard) -> dict | None:

@@ -1,9 +1,10 @@
 """The images of a run: from registered data sets, lists in COCO's format, and folders."""
 
 import json
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -11,15 +12,16 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from kd_d2.checkpoint import file_sha256
 from kd_d2.data.reading import read_dataset
 from kd_d2.registry import unknown_name
 from kd_d2.visualization.sources import IMAGE_SUFFIXES, spread
 
-from .run_folder import ImageRecord
+from .run_folder import ImageRecord, RunError, RunFolder
 
 Source = tuple[str, list[ImageRecord]]
 """The folder that all of the images are below, and the images, sorted by name."""
+
+logger = logging.getLogger(__name__)
 
 
 class SourceError(ValueError):
@@ -72,51 +74,87 @@ def from_coco_list(json_file: str | Path, image_root: str | Path) -> Source:
     return _list_of(files, ids, Path(json_file).name, image_root)
 
 
-def from_folder(path: str | Path) -> Source:
+def from_folder(path: str | Path, leave_out: Sequence[str | Path] = ()) -> Source:
     """The images in a folder and its subfolders; hidden ones are left out.
 
+    So are runs below it, whose check sheets are no images to be labelled.
+
+    Args:
+        leave_out: folders whose images are left out, too, such as that of the output.
+
     Raises:
-        SourceError: there is no such folder, or it has no images.
+        SourceError: there is no such folder, it has no images, or it is to be left out itself.
     """
     root = os.path.abspath(path)
     if not os.path.isdir(root):
         raise SourceError(f"There is no folder {path}.")
-    files, visited = [], set()
+    places_of_ours = {_place(x) for x in leave_out if os.path.isdir(x)}
+    files, visited, ours = [], set(), []
     for folder, below, names in os.walk(root, followlinks=True):
-        place = os.stat(folder)
-        if (place.st_dev, place.st_ino) in visited:  # by a link, which may lead in circles
+        place = _place(folder)
+        if place in visited:  # by a link, which may lead in circles
             below.clear()
             continue
-        visited.add((place.st_dev, place.st_ino))
+        visited.add(place)
+        if place in places_of_ours or ("run.json" in names and _is_run(folder)):
+            ours.append(folder)
+            below.clear()
+            continue
         below[:] = sorted(name for name in below if not name.startswith("."))
         files += [
             os.path.join(folder, name)
             for name in names
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
         ]
+    if root in ours:
+        raise SourceError(
+            f"{path} is a folder of output, whose own pictures would be among the images: give one "
+            "that holds images only, and another folder for the output."
+        )
+    if ours:
+        logger.warning(
+            f"Left out of the images of {path}: {', '.join(sorted(ours))}, with output of ours."
+        )
     if not files:
         raise SourceError(f"The folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
     return _list_of(files, [], os.path.basename(root), root)
 
 
-def from_names(names: Sequence[str], image_root: str = "") -> Source:
+def _place(folder: str | Path) -> tuple[int, int]:
+    """The same for all paths and links that lead to a folder."""
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
+
+
+def _is_run(folder: str) -> bool:
+    try:
+        RunFolder(folder)
+    except (RunError, OSError):  # a run.json of another program
+        return False
+    return True
+
+
+def from_names(
+    names: Sequence[str], image_root: str = "", leave_out: Sequence[str | Path] = ()
+) -> Source:
     """The images of data sets, folders and lists in COCO's format, together.
 
     Args:
         names: data sets, folders, FILE.json, and FILE.json,FOLDER, whose images are there.
         image_root: folder of the images of each FILE.json.
+        leave_out: of folders, as of :func:`from_folder`.
 
     Raises:
         ValueError: one of them cannot be had.
     """
-    return together([_from_name(name, image_root) for name in names])
+    return together([_from_name(name, image_root, leave_out) for name in names])
 
 
-def _from_name(name: str, image_root: str) -> Source:
+def _from_name(name: str, image_root: str, leave_out: Sequence[str | Path]) -> Source:
     if name in DatasetCatalog:
         return from_dataset(name)
     if os.path.isdir(name):
-        return from_folder(name)
+        return from_folder(name, leave_out)
     file, _, folder = name.partition(",")
     if file.endswith(".json"):
         return from_coco_list(file, folder or image_root)
@@ -141,51 +179,6 @@ def together(sources: Sequence[Source]) -> Source:
     if len({x.id for x in records}) < len(records):
         records = [replace(x, id=number) for number, x in enumerate(records, 1)]
     return root, records
-
-
-def check_no_leak(images: Sequence[ImageRecord], datasets: Iterable[str]) -> None:
-    """Checks that no image of test sets is to be labelled, under whatever name.
-
-    Files are compared by their contents; only those of equal size are read.
-
-    Raises:
-        SourceError: one is, or a test set or its images are not there.
-        ValueError: a test set cannot be read.
-    """
-    for name in datasets:
-        by_size: dict[int, list[str]] = {}
-        for image in from_dataset(name)[1]:
-            try:
-                by_size.setdefault(os.path.getsize(image.file_name), []).append(image.file_name)
-            except OSError as error:
-                raise SourceError(
-                    f"{image.file_name} of the test set '{name}' is not there ({error.strerror}), "
-                    "so that nobody can say whether it is among the images."
-                ) from error
-        hashes: dict[int, set[str]] = {}
-        leaks = [x.name for x in images if _is_among(x.file_name, by_size, hashes)]
-        if leaks:
-            raise SourceError(
-                f"{len(leaks)} of the {len(images)} images are in the test set '{name}' "
-                f"({', '.join(leaks[:3])}{', ...' if len(leaks) > 3 else ''}): leave them out."
-            )
-
-
-def _is_among(file: str, by_size: dict[int, list[str]], hashes: dict[int, set[str]]) -> bool:
-    """
-    Args:
-        by_size: the other files.
-        hashes: of those, as far as they were needed; filled here.
-    """
-    try:
-        size = os.path.getsize(file)
-        if size not in by_size:
-            return False
-        if size not in hashes:
-            hashes[size] = {file_sha256(other) for other in by_size[size]}
-        return file_sha256(file) in hashes[size]
-    except OSError:  # reading will fail and be told
-        return False
 
 
 def _list_of(files: Sequence[str], ids: list[Any], source: str, root: str | Path | None) -> Source:

@@ -3,7 +3,7 @@
 Symbols: C unified categories, k images of a shard.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ AREAS = {"small": 32**2, "medium": 96**2, "large": float("inf")}
 """Boxes below this area, by COCO's names."""
 MOST_OFTEN = 3.0
 """A class that is so many times more or less frequent than among labels raises an alarm."""
+LEAST_BOXES = 10
+"""Fewer boxes say nothing about a class."""
 
 
 @dataclass
@@ -61,8 +63,15 @@ class ClassStatistics:
         return self.share / self.labelled_share if self.labelled_share else None
 
     @property
+    def unlabelled(self) -> bool:
+        """Whether it has pseudo boxes, but no box in labels that are about it."""
+        return self.labelled_share == 0 and self.kept >= LEAST_BOXES
+
+    @property
     def alarm(self) -> bool:
         """Whether the class is far more or less frequent than among labels."""
+        if self.unlabelled:
+            return True
         ratio = self.share_ratio
         return ratio is not None and not 1 / MOST_OFTEN <= ratio <= MOST_OFTEN
 
@@ -80,6 +89,7 @@ class Statistics:
         labelled: name of the data set that shares are compared with.
         quality: of all classes.
         quality_images: "used" and "dropped" ones that people have labelled.
+        quality_by_source: without AP, if people have labelled images of several sources.
     """
 
     images: dict[str, int]
@@ -92,6 +102,7 @@ class Statistics:
     labelled: str | None = None
     quality: Quality | None = None
     quality_images: dict[str, int] | None = None
+    quality_by_source: dict[str, Quality] | None = None
 
     @property
     def kept(self) -> int:
@@ -105,6 +116,8 @@ class Statistics:
         """All numbers, for JSON."""
 
         def plain(x):
+            if isinstance(x, dict):
+                return {key: plain(value) for key, value in x.items()}
             return x.record() if isinstance(x, Quality) else x
 
         classes = [
@@ -131,7 +144,7 @@ def statistics(
     """
     labels = LabelledRun(run)
     meter = None if truth is None else QualityMeter(truth, labels.categories)
-    shares = None if labelled is None else _labelled_shares(labelled, labels.categories)
+    shares = None if labelled is None else labelled_shares(labelled, labels.categories)
     counts = _Counts(len(labels.categories))
     for part in labels.shards("statistics"):
         counts.add(part)
@@ -141,7 +154,8 @@ def statistics(
     if labelled is not None:
         _add_shares(result, labelled, shares)
     if meter is not None:
-        result.quality, by_class = meter.result()
+        result.quality, by_class, by_source = meter.result()
+        result.quality_by_source = by_source if len(by_source) > 1 else None
         result.quality_images = {"used": meter.num_images, "dropped": meter.num_dropped}
         for x in result.classes:
             x.quality = by_class.get(x.name)
@@ -209,8 +223,12 @@ def _table(row: np.ndarray, column: np.ndarray, shape: tuple[int, int]) -> np.nd
     return np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
 
 
-def _labelled_shares(labelled: LabelSet, categories: list[str]) -> np.ndarray:
-    """(C,) share of each class among labelled boxes; nan of those that the labels do not know."""
+def labelled_shares(labelled: LabelSet, categories: Sequence[str]) -> np.ndarray:
+    """(C,) share of each class among labelled boxes; nan of those that the labels do not know.
+
+    Raises:
+        ConfigError: there is no labelled box of any class.
+    """
     counts = labelled.counts(categories).astype(np.float64)
     if not counts.sum():
         raise ConfigError(

@@ -129,7 +129,7 @@ def read_thresholds(
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The thresholds {path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no JSON: {error}.") from None
     if not isinstance(content, dict) or not content:
         raise ConfigError(f'{path} must be a mapping such as {{"person": 0.5}}.')

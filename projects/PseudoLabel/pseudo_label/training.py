@@ -26,6 +26,7 @@ from kd_d2.engine import choose_device, user_errors
 
 from .class_lists import PhaseClasses, class_lists
 from .generate import generate
+from .leaks import check_no_leak
 from .merge import unify_classes
 from .offline import label_images
 from .phases import VIEW, Phase, exported, plan
@@ -45,7 +46,7 @@ from .recipe import (
 )
 from .relabeled import write_view
 from .run_folder import hash_of
-from .sources import check_no_leak, from_names
+from .sources import from_names
 
 MARKER = "phase.json"
 # Keys of PSEUDO_LABEL that labels depend on
@@ -118,10 +119,10 @@ def make_labels(cfg: CfgNode, classes: PhaseClasses) -> None:
     if comm.get_world_size() > 1:
         group = dist.new_group(backend="gloo", timeout=_LONGEST)
     settings = generate_settings(cfg, _device(cfg))
-    root, images = from_names(image_sources(cfg))
+    folder, teachers = labels_folder(cfg), teacher_sources(cfg)
+    root, images = from_names(image_sources(cfg), leave_out=[cfg.OUTPUT_DIR, folder])
     check_no_leak(images, cfg.DATASETS.TEST)
     about = {"licence": cfg.PSEUDO_LABEL.LICENCE, "origin": cfg.PSEUDO_LABEL.ORIGIN}
-    folder, teachers = labels_folder(cfg), teacher_sources(cfg)
     run = prepare_run(folder, images, root, teachers, settings, **about)
     merge = merge_settings(cfg, classes.taught)
     unify_classes(run, merge)  # whatever is wrong there, is wrong before hours are spent

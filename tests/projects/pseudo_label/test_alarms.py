@@ -6,6 +6,7 @@ import pytest
 from cases import Case, label_set, make_run
 
 from kd_d2.projects.pseudo_label.alarms import alarms
+from kd_d2.projects.pseudo_label.report_tables import class_table
 from kd_d2.projects.pseudo_label.shards import FAILED, UNCERTAIN, USED
 from kd_d2.projects.pseudo_label.statistics import statistics
 
@@ -55,6 +56,24 @@ def test_alarms_of_settings_and_quality(tmp_path):
     words = alarms(result)
     assert "The threshold is above 0.8 for cat" in words[0]
     assert "Only 10 % of the boxes of big are found by other" in words[1] and len(words) == 2
+
+
+@pytest.mark.parametrize("dogs, loud", [(9, False), (10, True), (50, True)])
+def test_classes_without_any_label(tmp_path, dogs, loud):
+    """People know dogs, but have labelled none; of birds they know nothing."""
+    kept = [(0, 1, 1, 30, 30, 0.9, 0)] * 50 + [(0, 1, 1, 30, 30, 0.9, 1)] * dogs
+    run = make_run(tmp_path, Case(status=[USED], kept=kept + [(0, 1, 1, 9, 9, 0.9, 2)] * 20))
+    labels = label_set(run, [(0, 1, 1, 9, 9, 0)] * 30, ("cat", "dog"))
+    result = statistics(run, labels)
+    assert [x.alarm for x in result.classes] == [False, loud, False]
+    assert result.classes[1].share_ratio is None
+    words = [x for x in alarms(result) if "people" in x]
+    expected = f"people has not a single box of dog ({dogs} pseudo boxes). Look at"
+    assert [x.startswith(expected) for x in words] == [True] * loud
+    table = class_table(result)
+    place = [row[0] for row in table.rows].index("dog")
+    assert table.loud == ({place} if loud else set())
+    assert table.rows[place][-1] == "–" + " !" * loud
 
 
 def test_alarms_of_quality(tmp_path):

@@ -74,6 +74,11 @@ def test_what_is_not_listed(write, name):
         ("classes: {person: a}\nallow_unmached: true\n", "did you mean 'allow_unmatched'"),
         ("classes: {person: a}\nallow_unmatched: true\nchildren: [a]\n", "child: parent"),
         ("? [a, b]\n: c\n", "neither YAML nor JSON"),
+        ("[" * 5000, "nested too deeply"),
+        ("person: ' a'\n", "' a' begins or ends with a blank"),
+        ("person: 'drop '\n", "'drop ' begins or ends with a blank"),
+        ("classes: {person: a}\nchildren: {a: 'b '}\n", "'b ' begins or ends with a blank"),
+        ('classes: {person: a}\nchildren: {" a": b}\n', "' a' begins or ends with a blank"),
     ],
 )
 def test_wrong_files(write, text, words):
@@ -88,6 +93,9 @@ def test_wrong_files(write, text, words):
         ('{"person": "a", "person": "b"}', "'person' stands there twice"),
         ('{"person": 3}', "is mapped to 3"),
         ('{"person": null}', "is mapped to None"),
+        ('{"person": ""}', "is mapped to ''"),
+        ('{"person": "a\\t"}', r"'a\\t' begins or ends with a blank"),
+        ("[" * 100_000, "nested too deeply"),
         ("[1]", "must be a mapping"),
         ("{", "neither YAML nor JSON"),
     ],

@@ -1,8 +1,10 @@
 """The command line: all stages in a row, one by one, and what it says of mistakes."""
 
 import json
+import shutil
 from collections import Counter
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -11,9 +13,12 @@ from detectron2.structures import BoxMode
 from generate_cases import write_image, write_teacher
 
 from kd_d2.config.rules import ConfigError
+from kd_d2.projects.pseudo_label import command_line
 from kd_d2.projects.pseudo_label.arguments import class_names
 from kd_d2.projects.pseudo_label.command_line import STAGES, build_parser, run_stages
+from kd_d2.projects.pseudo_label.label_files import LabelFileError
 from kd_d2.projects.pseudo_label.run_folder import RunError
+from kd_d2.projects.pseudo_label.sources import SourceError
 
 STAGES_AFTER = ("merge", "filter", "export", "report", "sheet")
 CLASSES = ["class 0", "class 1", "class 2"]  # of the teacher
@@ -86,9 +91,17 @@ def test_ids_of_categories(asked, tmp_path):
         assert call("export", "--run", run, "--category-ids", file) == 0
         found = [x["id"] for x in json.loads(exported(tmp_path))["categories"]]
         assert found == [7, 17, 27]
-    file.write_text("[1]")
-    with pytest.raises(ConfigError, match="give a JSON file of class -> id"):
-        call("export", "--run", run, "--category-ids", file)
+    for text in ("[1]", "[" * 100_000):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="give a JSON file of class -> id"):
+            call("export", "--run", run, "--category-ids", file)
+    for i in (1.7, 2.0, True, "3", None):
+        for given in ({names[0]: i}, {"categories": [{"name": names[0], "id": i}]}):
+            file.write_text(json.dumps(given))
+            with pytest.raises(
+                ConfigError, match=f"'{names[0]}' has the id {i!r}; an id is a whole"
+            ):
+                call("export", "--run", run, "--category-ids", file)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +116,7 @@ def test_ids_of_categories(asked, tmp_path):
         (["--max-aspect", "0.5"], "max_aspect is 0.5"),
         (["--w-min", "2"], "w_min is 2.0"),
         (["--seed", "-1"], "seed is -1"),
+        (["--min-agreement", "0.7"], r"min_agreement needs .* generate with that \(--flip, GEN"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_labelled(argv, words, asked, tmp_path):
@@ -122,6 +136,106 @@ def test_mistakes_that_the_teachers_classes_show(asked, tmp_path):
         with pytest.raises(ValueError, match=words):
             call("all", *asked, *argv)
         assert not list((tmp_path / "run").rglob("*.npz"))
+
+
+@pytest.fixture
+def passes(asked, monkeypatch):
+    """Whether all checks let arguments through; nothing is labelled then."""
+
+    class Labels(Exception):
+        """Here the labelling would begin."""
+
+    def passes(*argv):
+        with monkeypatch.context() as patch:
+            patch.setattr(command_line, "_generated", Mock(side_effect=Labels))
+            with pytest.raises(Labels):
+                call("all", *asked, *argv)
+        return True
+
+    return passes
+
+
+def test_thresholds_that_cannot_serve(asked, tmp_path, passes):
+    teacher = asked[3].partition("=")[2]
+    two, file = ["--teacher", f"small={teacher}"], tmp_path / "t.json"
+    file.write_text(json.dumps(dict.fromkeys(CLASSES, 0.5) | {CLASSES[1]: 0.4}))
+    by_file = ["--thresholds", "file", "--threshold-file"]
+    for argv, words in (
+        ([*by_file, tmp_path / "absent.json"], "The thresholds .*absent.json cannot be read: No s"),
+        ([*by_file, file, "--ignore-from", 0.45], "t_ignore is 0.45, above the threshold 0.4 of"),
+        (["--threshold", 0.3, "--ignore-from", 0.4], "t_ignore is 0.4, above the threshold 0.3 of"),
+        # the common threshold of several teachers is 0.5
+        ([*two, "--threshold", 0.7, "--ignore-from", 0.6], "above the threshold 0.5 of"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            call("all", *asked, *argv)
+        assert not list((tmp_path / "run").rglob("*.npz"))
+        shutil.rmtree(tmp_path / "run")
+    assert passes(*by_file, file, "--ignore-from", 0.35)
+
+
+def people(name, file_names, categories, classes=CLASSES):
+    """Registers images with a box of each of these classes."""
+    box = {"bbox": [8, 8, 40, 40], "bbox_mode": BoxMode.XYXY_ABS}
+    records = [
+        {"file_name": str(x), "image_id": i, "annotations": [box | {"category_id": c}
+         for c in categories]} for i, x in enumerate(file_names)
+    ]  # fmt: skip
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).thing_classes = list(classes)
+    return name
+
+
+def test_labels_that_cannot_serve(asked, tmp_path, passes):
+    own = [tmp_path / "images" / f"{i}.png" for i in range(5)]
+    names = [
+        people("people_elsewhere", ["/data/a.png"], [0] * 10),
+        people("people_without_boxes", own, []),
+        people("people_of_fish", own, [0, 0], ["fish"]),
+        people("people_of_few", own, [0]),
+        people("people_of_ours", own, [0, 0]),
+    ]
+    fbeta, count = (["--thresholds", f"per_class_{x}", "--labels"] for x in ("fbeta", "count"))
+    elsewhere, without, fish, few, good = names
+    try:
+        for argv, words in (
+            ([*fbeta, elsewhere], "None of the images of people_elsewhere is in the run"),
+            (
+                [*fbeta, without],
+                "No class has 10 boxes of people_without_boxes in the run's images",
+            ),
+            ([*fbeta, few], "No class has 10 boxes of people_of_few in the run's images"),
+            (
+                [*count, without],
+                "people_without_boxes has no box of any of the run's classes: take",
+            ),
+            ([*count, fish], "None of the classes of people_of_fish is one of the run's"),
+            # what is found is 0.9 at most
+            ([*count, good, "--ignore-from", 0.95], "t_ignore is 0.95, above the threshold 0.9 of"),
+            # of the report
+            (["--labels", fish], "people_of_fish has no box of any of the run's classes: map"),
+            (["--labels", without], "people_without_boxes has no box of any of the run's classes"),
+            (["--truth", fish], "None of the classes of people_of_fish is one of the run's"),
+            (["--truth", elsewhere], "None of the images of people_elsewhere is in the run"),
+        ):
+            with pytest.raises(ConfigError, match=words):
+                call("all", *asked, *argv)
+            assert not list((tmp_path / "run").rglob("*.npz")), argv
+        for argv in ([*fbeta, good], [*count, elsewhere], ["--truth", without]):
+            assert passes(*argv)
+    finally:
+        for name in names:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+def test_images_that_share_a_label_file(asked, tmp_path, passes):
+    write_image(tmp_path / "images" / "3.jpg")
+    for formats in (["yolo"], ["coco", "voc"]):
+        with pytest.raises(LabelFileError, match="3.png and another image differ only in their su"):
+            call("all", *asked, "--formats", *formats)
+        assert not list((tmp_path / "run").rglob("*.npz"))
+    assert passes("--formats", "coco", "cvat")
 
 
 @pytest.fixture
@@ -200,6 +314,19 @@ def test_the_classes_of_a_file_in_cocos_format(tmp_path):
         DatasetCatalog.remove("coco_of_ours")
         MetadataCatalog.remove("coco_of_ours")
     assert class_names(None) == () and class_names("coco_2017_val")[:2] == ("person", "bicycle")
+
+
+def test_output_below_the_images(asked, tmp_path):
+    """The pictures of the check sheet are no images of the second time, nor of another run."""
+    asked, run = asked[:-2], tmp_path / "images" / "run"
+    for _ in range(2):
+        assert call("all", *asked, "--output", run, "--threshold", 0.4) == 0
+        assert any(x.suffix in (".png", ".jpg") for x in (run / "sheet").iterdir())
+    assert call("all", *asked, "--output", tmp_path / "images" / "two", "--threshold", 0.4) == 0
+    lists = [(x / "images.jsonl").read_text() for x in (run, run.with_name("two"))]
+    assert lists[0] == lists[1] and lists[0].count("\n") == 5
+    with pytest.raises(SourceError, match="is a folder of output"):
+        call("all", *asked, "--output", tmp_path / "images")
 
 
 def test_all_once_more_touches_nothing(asked, tmp_path):

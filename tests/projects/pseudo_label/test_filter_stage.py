@@ -11,7 +11,7 @@ from kd_d2.projects.pseudo_label import filter as stage
 from kd_d2.projects.pseudo_label.detections import Detections
 from kd_d2.projects.pseudo_label.filter import FilterSettings, filter_run
 from kd_d2.projects.pseudo_label.labelled_run import LabelledRun
-from kd_d2.projects.pseudo_label.merge import MergeSettings, merge_run
+from kd_d2.projects.pseudo_label.merge import MergePlan, MergeSettings, merge_run
 from kd_d2.projects.pseudo_label.run_folder import RunError
 from kd_d2.projects.pseudo_label.shards import FAILED, UNCERTAIN, USED, ShardError, read_shard
 
@@ -97,6 +97,87 @@ def test_images_without_boxes(run):
     assert content["images"]["ambiguous"] == 1 and content["kept"] == {"car": 0, "dog": 1}
     assert content["counters"]["of_dropped_images"] == 5
     assert len(boxes_of(run, run.filtered)) == 3  # they are still there to be looked at
+
+
+def alone(folder, score, teachers):
+    """Of several teachers, only the first finds something, in the first of two images."""
+    d = found((0, 0, 0, 40, 40, score, 0))
+    others = {f"b{k}": (("car",), found()) for k in range(teachers - 1)}
+    return make_run(folder, {"a": (("car",), d), **others}, 2)
+
+
+@pytest.mark.parametrize("mode, teachers", [("vote", 2), ("vote", 3), ("wbf", 2), ("wbf", 4)])
+def test_what_one_teacher_is_sure_of_is_no_true_negative(tmp_path, mode, teachers):
+    """0.95 of one of four teachers is 0.2375 after wbf."""
+    run = alone(tmp_path / "sure", 0.95, teachers)
+    merge_run(run, MergeSettings(mode=mode))
+    content = filtered(run)
+    status = status_of(run, run.filtered)
+    assert status == status_of(run, run.ignored) == [UNCERTAIN, USED]
+    assert (content["kept"], content["ignored"]) == ({"car": 0}, {"car": 0})
+    assert status_of(run, run.filtered) == [UNCERTAIN, USED]
+    # on the common scale, t_ignore is 0.3
+    for score, expected in ((0.41, USED), (0.43, UNCERTAIN)):
+        run = alone(tmp_path / f"{score}", score, teachers)
+        merge_run(run, MergeSettings(mode=mode, threshold=0.7))
+        assert filtered(run)["t_ignore"] == {"car": pytest.approx(0.3)}
+        assert status_of(run, run.filtered) == [expected, USED]
+
+
+def test_with_nms_and_with_one_teacher_merged_scores_say_it(tmp_path):
+    for mode, teachers, expected in (("nms", 2, 0.95), ("wbf", 1, 0.95)):
+        run = alone(tmp_path / mode, 0.95, teachers)
+        merge_run(run, MergeSettings(mode=mode))
+        assert filtered(run)["kept"] == {"car": 1}
+        merged = read_shard(run.merged, run.shards[0])
+        assert merged.highest is None and merged.detections.score == pytest.approx([expected])
+
+
+def test_a_teacher_whose_classes_are_united(tmp_path):
+    """Three kinds of a car in one place: (0.6 + 0.06 + 0.06) / 3 = 0.24 is below t_ignore."""
+    (tmp_path / "a.yaml").write_text("{sedan: car, coupe: car, van: car}")
+    rows = [(0, 0, 0, 40, 40, score, c) for c, score in enumerate((0.6, 0.06, 0.06))]
+    run = make_run(tmp_path / "run", {"a": (("sedan", "coupe", "van"), found(*rows))}, 2)
+    merge_run(run, MergeSettings(mode="wbf", class_maps={"a": tmp_path / "a.yaml"}))
+    assert boxes_of(run, run.merged).score == pytest.approx([0.24])
+    filtered(run)
+    assert status_of(run, run.filtered) == [UNCERTAIN, USED]
+
+
+@pytest.mark.parametrize("mode", ["vote", "wbf"])
+def test_images_without_boxes_against_a_loop(tmp_path, mode):
+    """Teachers with thresholds of their own, in shards of three images."""
+    rng, names = np.random.default_rng(3), ("a", "b", "c")
+    parts = [random_detections(rng, 12, images=20, classes=2, teachers=1) for _ in names]
+    thresholds = {t: {"car": 0.4 + k / 10, "dog": 0.9 - k / 10} for k, t in enumerate(names)}
+    (tmp_path / "t.json").write_text(json.dumps(thresholds))
+    run = make_run(tmp_path / "run", {t: (CLASSES, d) for t, d in zip(names, parts)}, 20)
+    file = {"threshold_mode": "file", "threshold_file": tmp_path / "t.json"}
+    merge_run(run, MergeSettings(mode=mode, min_votes=3, **file))
+    filtered(run, t_ignore=0.35)
+    kept, status = boxes_of(run, run.filtered), status_of(run, run.filtered)
+    for image in range(20):
+        sure = False
+        for teacher, d in zip(names, parts):
+            for k in np.flatnonzero(d.image == image):
+                t, s = thresholds[teacher][CLASSES[d.category[k]]], d.score[k]
+                common = s / (2 * t) if s < t else 0.5 + 0.5 * (s - t) / (1 - t)
+                sure = sure or common >= 0.35
+        empty = image not in kept.image
+        assert status[image] == (UNCERTAIN if sure and empty else USED)
+    assert {USED, UNCERTAIN} == {s for k, s in enumerate(status) if k not in kept.image}
+
+
+def test_merged_shards_without_the_highest_scores_are_made_anew(tmp_path, monkeypatch):
+    run, settings = alone(tmp_path, 0.95, 2), MergeSettings(mode="vote")
+    with monkeypatch.context() as patch:
+        patch.setattr(MergePlan, "lowers", False)  # as it was once
+        merge_run(run, settings)
+        filtered(run)
+        assert status_of(run, run.filtered) == [USED, USED]
+    merge_run(run, settings)
+    filtered(run)
+    assert status_of(run, run.filtered) == [UNCERTAIN, USED]
 
 
 def test_what_is_done_stays_and_other_settings_begin_anew(run):

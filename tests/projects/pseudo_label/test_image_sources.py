@@ -1,4 +1,4 @@
-"""Images of data sets, lists and folders: names, ids, and what must not be among them."""
+"""Images of data sets, lists and folders: names, ids, and what is left out."""
 
 import json
 import os
@@ -8,11 +8,13 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from generate_cases import write_image
+from recipe_cases import recipe
 
-from kd_d2.projects.pseudo_label import sources
+from kd_d2.projects.pseudo_label import training
+from kd_d2.projects.pseudo_label.class_lists import class_lists
+from kd_d2.projects.pseudo_label.run_folder import RunFolder
 from kd_d2.projects.pseudo_label.sources import (
     SourceError,
-    check_no_leak,
     from_coco_list,
     from_dataset,
     from_folder,
@@ -72,6 +74,56 @@ def test_a_folder_that_is_none_or_empty(tmp_path):
         from_folder(tmp_path / "absent")
     with pytest.raises(SourceError, match=r"holds no images \(.bmp"):
         from_folder(tmp_path)
+
+
+def test_output_below_the_images_is_left_out(tmp_path, caplog):
+    """An earlier run is known by what it says of itself, the output by its name."""
+    folder = fill(tmp_path / "set", "1.png", "a/2.png", "out/sheet/random.png", "a/old/sheet/3.png")
+    fill(folder, "other/4.png")
+    (folder / "other" / "run.json").write_text('{"program": "another"}')
+    RunFolder.create(folder / "a" / "old", str(folder), [], [])
+    os.symlink(folder / "out", folder / "b")
+    expected = ["1.png", "a/2.png", "other/4.png"]
+    for leave_out in ([folder / "out"], [tmp_path / "absent", f"{folder}/a/../out/"]):
+        caplog.clear()
+        assert [x.name for x in from_folder(folder, leave_out)[1]] == expected
+        assert f"Left out of the images of {folder}: {folder}/a/old, {folder}/" in caplog.text
+    assert [x.name for x in from_names([str(folder)], leave_out=[folder / "out"])[1]] == expected
+    caplog.clear()
+    assert len(from_folder(folder / "a", [folder / "out"])[1]) == 1
+    assert f"{folder}/a/old" in caplog.text and f"{folder}/out" not in caplog.text
+    caplog.clear()
+    assert len(from_folder(folder / "out", [folder])[1]) == 1  # the output is above the images
+    assert not caplog.text
+
+
+def test_a_folder_that_is_the_output_itself(tmp_path):
+    fill(tmp_path / "set", "1.png")
+    with pytest.raises(SourceError, match="set is a folder of output.* another folder for the out"):
+        from_folder(tmp_path / "set", [tmp_path / "set"])
+    RunFolder.create(tmp_path / "set", str(tmp_path), [], [])
+    with pytest.raises(SourceError, match="set is a folder of output"):
+        from_folder(tmp_path / "set")
+
+
+def test_a_training_does_not_label_its_own_pictures(tmp_path, monkeypatch):
+    """Neither those of its phases nor those of its labels."""
+    folder, listed = fill(tmp_path / "set", "1.png", "out/phase_b/seen.png", "own/sheet.png"), []
+
+    class Stop(Exception):
+        """Here nothing is to be labelled."""
+
+    def prepare_run(_, images, *args, **kwargs):
+        listed.extend(x.name for x in images)
+        raise Stop
+
+    monkeypatch.setattr(training, "prepare_run", prepare_run)
+    names = {"UNLABELED": [str(folder)], "LABELED": [], "LABELS_DIR": str(folder / "own")}
+    values = [x for key, value in names.items() for x in (f"PSEUDO_LABEL.{key}", value)]
+    cfg = recipe(tmp_path, *values, "OUTPUT_DIR", folder / "out", "DATASETS.TEST", "()")
+    with pytest.raises(Stop):
+        training.make_labels(cfg, class_lists(cfg))
+    assert listed == ["1.png"]
 
 
 def test_a_list_without_annotations_and_categories(tmp_path):
@@ -212,47 +264,3 @@ def test_names_that_no_file_can_hold(tmp_path):
     os.rename(tmp_path / "good.png", os.fsencode(tmp_path / "bad") + b"\xff.png")
     with pytest.raises(SourceError, match="no UTF-8"):
         from_folder(tmp_path)
-
-
-@pytest.fixture
-def test_set(tmp_path, register):
-    fill(tmp_path / "val", "1.png", "2.png", "3.png")
-    records = [{"file_name": str(tmp_path / "val" / f"{i}.png"), "image_id": i} for i in (1, 2, 3)]
-    return register("pl_val", records)
-
-
-def test_leaks_are_found_under_any_name(tmp_path, test_set):
-    content = (tmp_path / "val" / "2.png").read_bytes()
-    fill(tmp_path / "train", "first.png")
-    write_image(tmp_path / "train" / "first.png", seed=9)
-    check_no_leak(from_folder(tmp_path / "train")[1], [test_set])
-    (tmp_path / "train" / "other.png").write_bytes(content)
-    with pytest.raises(SourceError, match=r"1 of the 2 images .* 'pl_val' \(other.png\): leave"):
-        check_no_leak(from_folder(tmp_path / "train")[1], [test_set])
-    with pytest.raises(SourceError, match="3 of the 3 images"):
-        check_no_leak(from_folder(tmp_path / "val")[1], [test_set])
-    check_no_leak(from_folder(tmp_path / "val")[1], [])
-
-
-def test_only_files_of_equal_size_are_read(tmp_path, test_set, monkeypatch):
-    size = (tmp_path / "val" / "1.png").stat().st_size
-    others = {(tmp_path / "val" / f"{i}.png").stat().st_size for i in (2, 3)}
-    assert size not in others
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "equal.png").write_bytes(b"x" * size)
-    (tmp_path / "train" / "longer.png").write_bytes(b"x" * 10 * size)
-    (tmp_path / "train" / "twice.png").write_bytes(b"y" * size)
-    read, real = [], sources.file_sha256
-    monkeypatch.setattr(sources, "file_sha256", lambda p: read.append(Path(p).name) or real(p))
-    images = from_folder(tmp_path / "train")[1]
-    check_no_leak(images, [test_set])
-    assert sorted(read) == ["1.png", "equal.png", "twice.png"]
-    (tmp_path / "train" / "equal.png").unlink()
-    check_no_leak(images, [test_set])  # the reader tells what is missing
-
-
-def test_a_test_set_that_is_not_there_cannot_be_compared(tmp_path, test_set):
-    images = from_folder(fill(tmp_path / "train", "a.png"))[1]
-    (tmp_path / "val" / "3.png").unlink()
-    with pytest.raises(SourceError, match="3.png of the test set 'pl_val' is not there"):
-        check_no_leak(images, [test_set])

@@ -7,7 +7,7 @@ import pytest
 from cases import Case, make_run, usual_case
 
 from kd_d2.projects.pseudo_label.export import ExportSettings, export_run
-from kd_d2.projects.pseudo_label.label_files import LabelFileError
+from kd_d2.projects.pseudo_label.label_files import LabelFileError, check_label_files
 from kd_d2.projects.pseudo_label.shards import USED
 
 
@@ -64,6 +64,9 @@ def test_cvat(tmp_path):
     [(["a.jpg", "a.png"], "only in their suffix"), (["../a.jpg", "b.jpg"], "outside the run's")],
 )
 def test_names_that_label_files_cannot_have(tmp_path, names, words):
+    with pytest.raises(LabelFileError, match=words):
+        check_label_files(names)
+    check_label_files(["a.jpg", "b.jpg", "a/a.jpg"])
     run = make_run(tmp_path, Case(status=[USED, USED], names=names))
     export_run(run)
     before = (run.folder / "export" / "provenance.json").read_bytes()

@@ -1,9 +1,13 @@
 """How good pseudo boxes are: by hand, and against a slow matching."""
 
+import json
+
 import numpy as np
 import pytest
 from cases import Case, label_set, make_run
 
+from kd_d2.projects.pseudo_label.report_tables import tables
+from kd_d2.projects.pseudo_label.run_folder import RunFolder
 from kd_d2.projects.pseudo_label.shards import UNCERTAIN, USED
 from kd_d2.projects.pseudo_label.statistics import statistics
 
@@ -111,3 +115,39 @@ def test_all_labelled_images_are_dropped(tmp_path):
     result = statistics(run, truth=label_set(run, [(1, 1, 1, 9, 9, 0)]))
     assert result.quality_images == {"used": 0, "dropped": 1}
     assert result.quality.objects == 0
+
+
+def test_quality_by_source(tmp_path):
+    """Images 0 and 2 are of one source, 1 and 3 of the other, of which 3 is dropped."""
+    kept = [
+        (0, 0, 0, 20, 20, 0.9, 0),  # right, IoU 1
+        (2, 0, 0, 20, 20, 0.8, 0),  # right, IoU 0.75
+        (2, 0, 0, 20, 20, 0.9, 1),  # wrong
+        (1, 0, 0, 20, 20, 0.9, 1),  # right
+        (3, 0, 0, 20, 20, 0.9, 1),
+    ]
+    run = make_run(tmp_path, Case(status=[USED, USED, USED, UNCERTAIN], kept=kept))
+    boxes = [(0, 0, 0, 20, 20, 0), (2, 0, 0, 20, 15, 0), (1, 0, 0, 20, 20, 1)]
+    boxes += [(1, 40, 40, 60, 60, 2), (3, 40, 40, 60, 60, 2)]
+    truth = label_set(run, boxes)
+    assert statistics(run, truth=truth).quality_by_source is None  # all are of one
+    images = run.folder / "images.jsonl"
+    records = [json.loads(line) for line in images.read_text().splitlines()]
+    for i, record in enumerate(records):
+        record["source"] = "odd" if i % 2 else "even"
+    images.write_text("".join(json.dumps(x) + "\n" for x in records))
+    result = statistics(RunFolder(run.folder), truth=truth)
+    even, odd = (result.quality_by_source[x] for x in ("even", "odd"))
+    assert (even.objects, even.boxes, even.right, even.ap) == (2, 3, 2, None)
+    assert (even.precision, even.recall, even.mean_iou) == pytest.approx((2 / 3, 1, 0.875))
+    assert (odd.objects, odd.boxes, odd.right, odd.recall) == (2, 1, 1, 0.5)
+    whole = result.quality
+    assert (whole.objects, whole.boxes, whole.right) == (4, 4, 3)
+    assert result.record()["quality_by_source"]["odd"]["precision"] == 1
+    table = {x.title: x for x in tables(result)}["Quality by source of the images"]
+    assert table.head == ["source", "boxes", "objects", "precision", "recall", "F1"]
+    assert table.rows == [
+        ["even", "3", "2", "0.67", "1.00", "0.80"],
+        ["odd", "1", "2", "1.00", "0.50", "0.67"],
+    ]
+    json.dumps(result.record(), allow_nan=False)

@@ -55,6 +55,18 @@ def test_the_page_begins_with_what_is_suspicious(judged):
     assert places == sorted(places)
 
 
+def test_quality_stands_beside_what_to_mind(judged, tmp_path):
+    words = "too good if a teacher was trained on the images that they are measured on"
+    _, markdown, page = write_report(*judged)
+    text = markdown.read_text()
+    assert text.index("precision 33 %") < text.index(words) < text.index("Look at this first")
+    shown = page.read_text()
+    assert shown.index("precision</div>") < shown.index(words) < shown.index("Look at this first")
+    run = make_run(tmp_path / "without", usual_case())
+    for path in write_report(run, statistics(run)):
+        assert words not in path.read_text()
+
+
 def test_equal_numbers_give_equal_bytes(judged):
     first = [x.read_bytes() for x in write_report(*judged)]
     assert first == [x.read_bytes() for x in write_report(*judged)]

@@ -184,6 +184,7 @@ def test_files_of_thresholds(write):
     ("content", "words"),
     [
         ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
         ([0.5], "must be a mapping"),
         ({}, "must be a mapping"),
         ({"car": 0.5, "dog": 0.5}, "no threshold for 'cat' of b"),
