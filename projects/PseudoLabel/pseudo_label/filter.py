@@ -15,7 +15,14 @@ import numpy as np
 
 from kd_d2.config.rules import ConfigError
 
-from .filters import Filtered, FilterSettings, default_t_ignore, filter_detections, image_status
+from .filters import (
+    Filtered,
+    FilterSettings,
+    check_t_ignore,
+    default_t_ignore,
+    filter_detections,
+    image_status,
+)
 from .labelled_run import read_stage
 from .merge import COMMON_THRESHOLD
 from .run_folder import RunError, RunFolder, hash_of
@@ -98,12 +105,7 @@ def _thresholds(
         t_keep = np.array([of_teacher[name] for name in categories])
     if settings.t_ignore is None:
         return t_keep, default_t_ignore(t_keep)
-    if settings.t_ignore > t_keep.min():
-        name = categories[t_keep.argmin()]
-        raise ConfigError(
-            f"t_ignore is {settings.t_ignore}, above the threshold {t_keep.min():.4g} of {name!r}: "
-            "give a lower one, or none."
-        )
+    check_t_ignore(settings.t_ignore, t_keep, categories)
     return t_keep, np.full(len(categories), settings.t_ignore)
 
 

@@ -3,7 +3,7 @@
 Symbols: T teachers, C unified classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -35,10 +35,7 @@ def teacher_thresholds(
         ConfigError: the file, or the labels, do not fit the run.
     """
     teachers, mode = [t.name for t in run.teachers], settings.threshold_mode
-    known = {
-        name: [c for c, by in zip(unified.names, unified.known_by) if number in by]
-        for number, name in enumerate(teachers)
-    }
+    known = known_classes(unified, teachers)
     if mode == "file":
         found = read_thresholds(settings.threshold_file, known)
     else:
@@ -54,16 +51,61 @@ def teacher_thresholds(
     return found
 
 
-def _by_count(run: RunFolder, unified: Unified, settings: MergeSettings) -> np.ndarray:
-    """(T, C): each class as often in an image as people have labelled it."""
-    labels = settings.labels
-    mean = labels.counts(unified.names) / len(labels.dicts)
-    about = np.isin(unified.names, labels.classes)
+def known_classes(unified: Unified, teachers: Sequence[str]) -> dict[str, list[str]]:
+    """Name of a teacher -> names of the unified classes that it knows."""
+    return {
+        name: [c for c, by in zip(unified.names, unified.known_by) if number in by]
+        for number, name in enumerate(teachers)
+    }
+
+
+def labelled_classes(labels: LabelSet, names: Sequence[str]) -> np.ndarray:
+    """(C,) bool, which of the unified classes the labels are about.
+
+    Raises:
+        ConfigError: none of them, or there is no box of any.
+    """
+    about = np.isin(names, labels.classes)
     if not about.any():
         raise ConfigError(
             f"None of the classes of {labels.name} is one of the run's: map the teachers' classes "
             "to its names."
         )
+    if not labels.counts(names).any():
+        raise ConfigError(
+            f"{labels.name} has no box of the run's classes, so that nothing can be counted: name "
+            "a data set that is labelled."
+        )
+    return about
+
+
+def check_labelled_images(name: str, num_images: int, num_labels: np.ndarray) -> None:
+    """
+    Args:
+        name: of the labels.
+        num_images: labelled images in the run.
+        num_labels: (C,) or (T, C) boxes in them.
+
+    Raises:
+        ConfigError: that is not enough to find thresholds by.
+    """
+    if not num_images:
+        raise ConfigError(
+            f"None of the images of {name} is in the run: generate labels for some of them, too, "
+            "or choose another threshold_mode."
+        )
+    if (num_labels < LEAST_LABELS).all():
+        raise ConfigError(
+            f"No class has {LEAST_LABELS} boxes of {name} in the run's images: generate labels for "
+            "more of them, or choose another threshold_mode."
+        )
+
+
+def _by_count(run: RunFolder, unified: Unified, settings: MergeSettings) -> np.ndarray:
+    """(T, C): each class as often in an image as people have labelled it."""
+    labels = settings.labels
+    mean = labels.counts(unified.names) / len(labels.dicts)
+    about = labelled_classes(labels, unified.names)
     table = []
     for teacher in range(len(run.teachers)):
         ranks, num_images = ScoreRanks(len(unified.names)), 0
@@ -91,16 +133,7 @@ def _by_fbeta(run: RunFolder, unified: Unified, settings: MergeSettings) -> np.n
         for teacher, (d, hit) in enumerate(parts):
             judged[teacher].append((d.category, d.score, hit))
         num_labels += counts
-    if not judged[0]:
-        raise ConfigError(
-            f"None of the images of {settings.labels.name} is in the run: generate labels for some "
-            "of them, too, or choose another threshold_mode."
-        )
-    if (num_labels < LEAST_LABELS).all():
-        raise ConfigError(
-            f"No class has {LEAST_LABELS} boxes of {settings.labels.name} in the run's images: "
-            "generate labels for more of them, or choose another threshold_mode."
-        )
+    check_labelled_images(settings.labels.name, len(judged[0]), num_labels)
     return np.array(
         [
             fbeta_thresholds(

@@ -24,6 +24,7 @@ from kd_d2.config.student import without_unused_nodes
 from kd_d2.data.reading import read_dataset
 from kd_d2.engine import choose_device, user_errors
 
+from .check_thresholds import check_thresholds
 from .class_lists import PhaseClasses, class_lists
 from .generate import generate
 from .merge import unify_classes
@@ -37,11 +38,13 @@ from .recipe import (
     filter_settings,
     generate_settings,
     image_sources,
+    labels_are_made,
     labels_folder,
     labels_own_images,
     merge_settings,
     people_s_labels,
     teacher_sources,
+    unified,
 )
 from .relabeled import write_view
 from .run_folder import hash_of
@@ -85,7 +88,7 @@ def run_phases(cfg: CfgNode, args: argparse.Namespace, train: Callable):
         if args.resume:  # before labels are replaced
             for phase in phases:
                 _check_same(phase, _recipe_hash(cfg, phase), "recipe")
-        if "A" in node.PHASES and node.BASELINE != "labels":
+        if labels_are_made(cfg):
             make_labels(cfg, classes)
     for phase in phases:
         learned = {"config": _hash(phase.cfg), "recipe": _recipe_hash(cfg, phase)}
@@ -122,8 +125,11 @@ def make_labels(cfg: CfgNode, classes: PhaseClasses) -> None:
     check_no_leak(images, cfg.DATASETS.TEST)
     about = {"licence": cfg.PSEUDO_LABEL.LICENCE, "origin": cfg.PSEUDO_LABEL.ORIGIN}
     folder, teachers = labels_folder(cfg), teacher_sources(cfg)
+    merge, keep = merge_settings(cfg, classes.taught), filter_settings(cfg)
+    # before there is a run, which other images would not fit
+    names = [x.name for x in teachers]
+    check_thresholds(merge, keep, unified(cfg, classes.taught), names, images)
     run = prepare_run(folder, images, root, teachers, settings, **about)
-    merge = merge_settings(cfg, classes.taught)
     unify_classes(run, merge)  # whatever is wrong there, is wrong before hours are spent
     report = generate(run, settings)
     logger.info("%d detections in %d images.", report.detections, report.images)
@@ -132,7 +138,7 @@ def make_labels(cfg: CfgNode, classes: PhaseClasses) -> None:
         label_images(
             run,
             merge,
-            filter_settings(cfg),
+            keep,
             export_settings(cfg),
             labels=merge.labels or labels,
             truth=labels if labels_own_images(cfg) else None,

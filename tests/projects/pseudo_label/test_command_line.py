@@ -13,7 +13,7 @@ from generate_cases import write_image, write_teacher
 from kd_d2.config.rules import ConfigError
 from kd_d2.projects.pseudo_label.arguments import class_names
 from kd_d2.projects.pseudo_label.command_line import STAGES, build_parser, run_stages
-from kd_d2.projects.pseudo_label.run_folder import RunError
+from kd_d2.projects.pseudo_label.run_folder import RunError, RunFolder
 
 STAGES_AFTER = ("merge", "filter", "export", "report", "sheet")
 CLASSES = ["class 0", "class 1", "class 2"]  # of the teacher
@@ -63,6 +63,18 @@ def test_all_is_every_stage_in_a_row(asked, tmp_path, capsys):
     assert "pseudo.json was changed after it was exported" in capsys.readouterr().out
 
 
+def test_what_is_asked_for_reaches_the_stages(asked, tmp_path, registered):
+    count = ["--thresholds", "per_class_count", "--labels", "people_a"]
+    assert call("all", *asked, *count, "--nms", 0.3, "--beta", 2, "--limits", 0.2, 0.25) == 0
+    run = tmp_path / "run"
+    assert RunFolder(run).teachers[0].provenance["nms"] == 0.3
+    merge = json.loads((run / "merge.json").read_text())
+    assert (merge["settings"]["beta"], merge["settings"]["limits"]) == (2, [0.2, 0.25])
+    assert all(0.2 <= x <= 0.25 for x in merge["thresholds"]["big"].values())
+    with pytest.raises(RunError, match="nms was 0.3, and now is 0.5"):
+        call("generate", *asked)
+
+
 def test_another_threshold_needs_another_filter(asked, tmp_path):
     run = tmp_path / "run"
     assert call("all", *asked, "--threshold", 0.4) == 0
@@ -103,6 +115,9 @@ def test_ids_of_categories(asked, tmp_path):
         (["--max-aspect", "0.5"], "max_aspect is 0.5"),
         (["--w-min", "2"], "w_min is 2.0"),
         (["--seed", "-1"], "seed is -1"),
+        (["--nms", "2"], "nms is 2.0; it must be a number from 0 to 1"),
+        (["--beta", "0"], "beta is 0.0; it must be above 0"),
+        (["--limits", "0.9", "0.3"], "limits is .*the lower one first"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_labelled(argv, words, asked, tmp_path):
