@@ -4,9 +4,16 @@ from collections.abc import Iterable
 
 from detectron2.config import CfgNode
 
+from kd_d2.config.rules import ConfigError
 from kd_d2.config.student import student_config
 
-__all__ = ["check_test_masks", "check_training_labels", "has_mask_head", "is_usable"]
+__all__ = [
+    "check_reliable_boxes",
+    "check_test_masks",
+    "check_training_labels",
+    "has_mask_head",
+    "is_usable",
+]
 
 # Detectors that have a mask head where MODEL.MASK_ON is True; others do not look at masks
 _WITH_MASK_HEAD = ("GeneralizedRCNN", "PanopticFPN")
@@ -51,6 +58,24 @@ def check_test_masks(name: str, records: Iterable[dict]) -> None:
     for record in records:
         if None in _segmentations(record):
             raise _no_masks(f"The test set '{name}'", record)
+
+
+def check_reliable_boxes(cfg: CfgNode, records: Iterable[dict]) -> None:
+    """Check that MODEL.LABEL_WEIGHTS.BOX_LOSS "reliable" leaves boxes to train on.
+
+    Raises:
+        ConfigError: of no box of a detector it is known whether it is reliable.
+    """
+    if cfg.MODEL.LABEL_WEIGHTS.BOX_LOSS != "reliable":
+        return
+    labels = (x for record in records for x in record.get("annotations", ()))
+    made = [x for x in labels if "score" in x and not x.get("ignore", 0)]
+    if made and not any("box_agreement" in x for x in made):
+        raise ConfigError(
+            "MODEL.LABEL_WEIGHTS.BOX_LOSS is reliable, but no pseudo box of DATASETS.TRAIN "
+            f"{tuple(cfg.DATASETS.TRAIN)} has a box_agreement, so that none would train boxes: "
+            "generate the labels with mirrored images (--flip), or set BOX_LOSS all."
+        )
 
 
 def has_mask_head(cfg: CfgNode) -> bool:

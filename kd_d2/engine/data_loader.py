@@ -24,7 +24,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from kd_d2.data.dataset_shares import read_by_shares
-from kd_d2.data.labels import check_training_labels
+from kd_d2.data.labels import check_reliable_boxes, check_training_labels
 from kd_d2.data.mappers import ImageError, UnusableImage
 from kd_d2.data.reading import explained_training_data
 
@@ -137,6 +137,7 @@ def build_train_loader(cfg: CfgNode, mapper) -> DataLoader:
         # A mapper of another class may take its labels from anywhere
         if type(getattr(mapper, "mapper", mapper)) is DatasetMapper:
             check_training_labels(cfg, dataset)
+        check_reliable_boxes(cfg, dataset)
         dataset = DatasetFromList(dataset, copy=False)
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     # Without one of its own, a loader draws from the generator of the step in which it starts

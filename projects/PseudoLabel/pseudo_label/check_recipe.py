@@ -14,6 +14,7 @@ from kd_d2.data.labels import has_mask_head
 from kd_d2.data.requirements import check_available
 from kd_d2.modeling.label_weights import weigh_labels
 
+from .check_thresholds import check_thresholds
 from .class_lists import PhaseClasses, class_lists
 from .config import check_pseudo_label_config
 from .merge_settings import NEEDS_LABELS
@@ -22,8 +23,11 @@ from .recipe import (
     export_settings,
     filter_settings,
     generate_settings,
+    labels_are_made,
     labels_own_images,
     merge_settings,
+    teacher_sources,
+    unified,
 )
 
 
@@ -42,9 +46,12 @@ def check_recipe(cfg: CfgNode) -> None:
     generate_settings(cfg)
     if node.MERGE.THRESHOLDS in NEEDS_LABELS:  # which are read when they are needed
         check_available({node.MERGE.THRESHOLD_LABELS or node.LABELED[0]: "PSEUDO_LABEL.MERGE"})
+        filter_settings(cfg)
     else:
-        merge_settings(cfg, classes.taught)
-    filter_settings(cfg)
+        merge, keep = merge_settings(cfg, classes.taught), filter_settings(cfg)
+        if "A" in node.PHASES:
+            names = [x.name for x in teacher_sources(cfg)]
+            check_thresholds(merge, keep, unified(cfg, classes.taught), names, images=())
     export_settings(cfg)
     _check_images(cfg)
     _check_what_is_learned(cfg)
@@ -65,10 +72,22 @@ def check_recipe(cfg: CfgNode) -> None:
             "PHASE_C.MISSING pseudo takes boxes of them from the teachers, which do not see these "
             "images: set PSEUDO_LABEL.PHASE_B_IMAGES unlabeled+labeled, or another PHASE_C.MISSING."
         )
+    _check_mirrored(cfg)
+
+
+def _check_mirrored(cfg: CfgNode) -> None:
+    """Whether agreement with mirrored images is known where it is asked for."""
+    node = cfg.PSEUDO_LABEL
     if node.FILTER.MIN_AGREEMENT is not None and not node.GENERATE.FLIP:
         raise ConfigError(
             "PSEUDO_LABEL.FILTER.MIN_AGREEMENT needs mirrored images: set "
             "PSEUDO_LABEL.GENERATE.FLIP True."
+        )
+    reliable = cfg.MODEL.LABEL_WEIGHTS.BOX_LOSS == "reliable"
+    if reliable and labels_are_made(cfg) and not node.GENERATE.FLIP:
+        raise ConfigError(
+            "MODEL.LABEL_WEIGHTS.BOX_LOSS reliable needs mirrored images, without which no pseudo "
+            "box trains boxes: set PSEUDO_LABEL.GENERATE.FLIP True, or BOX_LOSS all."
         )
 
 

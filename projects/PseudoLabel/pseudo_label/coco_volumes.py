@@ -1,8 +1,11 @@
-"""A run's labels as COCO files of up to so many images each."""
+"""A run's labels as COCO files of up to so many images each.
 
-from collections.abc import Sequence
+Symbols: n boxes.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,10 +27,24 @@ def volume_names(stem: str, num_images: int, limit: int) -> list[str]:
     return [f"{stem}_{i:03d}.json" for i in range(count)] if count > 1 else [f"{stem}.json"]
 
 
-class CocoVolumes:
-    """``pseudo*.json`` and, where ignore boxes are apart, ``ignore*.json`` of the same images.
+class Boxes(NamedTuple):
+    """Boxes of a shard for one kind of files.
 
-    The ids of pseudo boxes go on from file to file, and so do those of ignore boxes apart.
+    Attributes:
+        kind: of the files.
+        found: sorted by image.
+        weights: (n,); None: they are ignore boxes.
+    """
+
+    kind: str
+    found: Detections
+    weights: np.ndarray | None = None
+
+
+class CocoVolumes:
+    """COCO files of the same images: of each kind one, or several where there are too many images.
+
+    The ids of the boxes of a kind go on from file to file.
     """
 
     def __init__(
@@ -36,46 +53,42 @@ class CocoVolumes:
         labels: LabelledRun,
         category_ids: np.ndarray,
         made_of: dict[str, Any],
-        *,
-        weight_mode: str,
-        w_min: float,
+        kinds: Mapping[str, str],
+        num_images: int,
         limit: int,
-        ignore: str,
     ):
         """
         Args:
             category_ids: id of each unified category.
             made_of: what ``info`` says under "pseudo".
-            weight_mode, w_min, ignore: as in the export's settings.
+            kinds: how the names of files begin -> what is in these, for people.
+            num_images: that will be added.
             limit: images of a file.
         """
-        self._labels, self._ids, self._limit, self._ignore = labels, category_ids, limit, ignore
-        self._weighting = (weight_mode, w_min)
+        self._labels, self._ids, self._limit, self._kinds = labels, category_ids, limit, kinds
         self._folder, self._made_of = folder, made_of
-        self.names = {"pseudo": volume_names("pseudo", labels.num_used, limit)}
-        if ignore == "separate":
-            self.names["ignore"] = volume_names("ignore", labels.num_used, limit)
+        self.names = {kind: volume_names(kind, num_images, limit) for kind in kinds}
         known = category_ids[labels.known > 0].tolist()
         self._covered = known if len(known) < len(category_ids) else None
-        self._next = dict.fromkeys(self.names, 1)
+        self._next = dict.fromkeys(kinds, 1)
         self._volume, self._open_files = 0, self._opened(0)
         self._room = limit
 
-    def add(self, part: LabelledShard) -> None:
-        chosen = part.used_images
+    def add(self, part: LabelledShard, chosen: np.ndarray, boxes: Sequence[Boxes]) -> None:
+        """Adds some images of a shard, given by their positions in it, and all their boxes."""
         while len(chosen):
             if not self._room:
-                self._close_files()
+                self.close()
                 self._volume, self._room = self._volume + 1, self._limit
                 self._open_files = self._opened(self._volume)
-            self._add(part, chosen[: self._room])
+            self._add(part, chosen[: self._room], boxes)
             chosen, self._room = chosen[self._room :], max(self._room - len(chosen), 0)
 
     def close(self) -> None:
-        self._close_files()
+        for file in self._open_files.values():
+            file.close()
 
-    def _add(self, part: LabelledShard, chosen: np.ndarray) -> None:
-        """Adds some images of a shard, given by their positions in it, and their boxes."""
+    def _add(self, part: LabelledShard, chosen: np.ndarray, boxes: Sequence[Boxes]) -> None:
         lines = []
         for i in chosen.tolist():
             height, width = part.sizes[i].tolist()
@@ -83,26 +96,26 @@ class CocoVolumes:
         for file in self._open_files.values():
             file.images.extend(lines)
         first, last = part.shard.first + chosen[0], part.shard.first + chosen[-1]
-        kept, ignored = (
-            x[np.searchsorted(x.image, first) : np.searchsorted(x.image, last, side="right")]
-            for x in (part.kept, part.ignored)
-        )
-        thresholds = self._labels.t_keep[kept.category].astype(np.float64)
-        mode, w_min = self._weighting
-        self._add_boxes("pseudo", part, kept, weights(mode, kept.score, thresholds, w_min), False)
-        if self._ignore != "none":
-            target = "ignore" if self._ignore == "separate" else "pseudo"
-            self._add_boxes(target, part, ignored, np.zeros(len(ignored)), True)
+        for kind, found, weight in boxes:
+            start = np.searchsorted(found.image, first)
+            end = np.searchsorted(found.image, last, side="right")
+            weight = weight if weight is None else weight[start:end]
+            self._add_boxes(part, Boxes(kind, found[start:end], weight))
 
-    def _add_boxes(
-        self, name: str, part: LabelledShard, found: Detections, weight: np.ndarray, ignore: bool
-    ) -> None:
+    def _add_boxes(self, part: LabelledShard, boxes: Boxes) -> None:
         teachers: Sequence[str] = [t.name for t in self._labels.run.teachers]
+        kind, found, weight = boxes
         lines = annotation_lines(
-            found, part.ids_of(found), self._ids, weight, teachers, self._next[name], ignore
+            found,
+            part.ids_of(found),
+            self._ids,
+            np.zeros(len(found)) if weight is None else weight,
+            teachers,
+            self._next[kind],
+            ignore=weight is None,
         )
-        self._open_files[name].annotations.extend(lines)
-        self._next[name] += len(lines)
+        self._open_files[kind].annotations.extend(lines)
+        self._next[kind] += len(lines)
 
     def _opened(self, volume: int) -> dict[str, CocoFile]:
         teachers = ", ".join(t.name for t in self._labels.run.teachers)
@@ -111,16 +124,57 @@ class CocoVolumes:
             for i, name in zip(self._ids.tolist(), self._labels.categories, strict=True)
         ]
         files = {}
-        for name, paths in self.names.items():
-            kind = "Pseudo boxes" if name == "pseudo" else "Ignore boxes"
+        for kind, names in self.names.items():
             info = {
-                "description": f"{kind}, made by the detectors {teachers}",
+                "description": f"{self._kinds[kind]}, made by the detectors {teachers}",
                 "version": kd_d2.__version__,
                 "pseudo": self._made_of,
             }
-            files[name] = CocoFile(self._folder / paths[volume], info, categories)
+            files[kind] = CocoFile(self._folder / names[volume], info, categories)
         return files
 
-    def _close_files(self) -> None:
-        for file in self._open_files.values():
-            file.close()
+
+class UsedImages:
+    """``pseudo*.json`` and, where ignore boxes are apart, ``ignore*.json`` of the same images."""
+
+    def __init__(self, *args, limit: int, weight_mode: str, w_min: float, ignore: str):
+        """
+        Args:
+            args: the first four of :class:`CocoVolumes`.
+            limit: images of a file.
+            weight_mode, w_min, ignore: as in the export's settings.
+        """
+        self._labels: LabelledRun = args[1]
+        self._weighting, self._ignore = (weight_mode, w_min), ignore
+        kinds = {"pseudo": "Pseudo boxes"}
+        if ignore == "separate":
+            kinds["ignore"] = "Ignore boxes"
+        self._files = CocoVolumes(*args, kinds, self._labels.num_used, limit)
+
+    def add(self, part: LabelledShard) -> None:
+        kept, (mode, w_min) = part.kept, self._weighting
+        thresholds = self._labels.t_keep[kept.category].astype(np.float64)
+        boxes = [Boxes("pseudo", kept, weights(mode, kept.score, thresholds, w_min))]
+        if self._ignore != "none":
+            kind = "ignore" if self._ignore == "separate" else "pseudo"
+            boxes.append(Boxes(kind, part.ignored))
+        self._files.add(part, part.used_images, boxes)
+
+    def close(self) -> None:
+        self._files.close()
+
+
+class DroppedImages:
+    """``dropped*.json``: all boxes of the images that the filter has dropped, as ignore boxes."""
+
+    def __init__(self, *args, limit: int):
+        """Args as of :class:`UsedImages`."""
+        labels: LabelledRun = args[1]
+        kinds = {"dropped": "Ignore boxes of dropped images"}
+        self._files = CocoVolumes(*args, kinds, labels.num_dropped, limit)
+
+    def add(self, part: LabelledShard) -> None:
+        self._files.add(part, part.dropped_images, [Boxes("dropped", part.dropped)])
+
+    def close(self) -> None:
+        self._files.close()

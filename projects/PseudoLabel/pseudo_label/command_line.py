@@ -120,6 +120,10 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     add("--thresholds", choices=THRESHOLD_MODES, default=default.threshold_mode,
         help="which score a label needs, default %(default)s")  # fmt: skip
     add("--threshold", type=float, default=default.threshold, help="default %(default)s")
+    add("--beta", type=float, default=default.beta, help="of per_class_fbeta: precision counts "
+        "1 / beta times as much as recall; default %(default)s")  # fmt: skip
+    add("--limits", type=float, nargs=2, default=default.limits, metavar=("LEAST", "MOST"),
+        help="of thresholds that are found by labels; default %(default)s")  # fmt: skip
     add("--threshold-file", metavar="FILE.json", help="class -> threshold, of --thresholds file")
     add("--labels", metavar="DATASET", help="labelled images, for thresholds and the report")
 
@@ -133,6 +137,8 @@ def _merge(args: argparse.Namespace) -> MergeSettings:
         min_votes=args.min_votes,
         threshold_mode=args.thresholds,
         threshold=args.threshold,
+        beta=args.beta,
+        limits=tuple(args.limits),
         threshold_file=args.threshold_file,
         labels=label_set("--labels", args.labels),
         classes=class_names(args.classes),

@@ -4,6 +4,7 @@ from detectron2.config import CfgNode as CN
 
 from kd_d2.config.rules import (
     ConfigError,
+    Rule,
     check_values,
     list_of,
     number,
@@ -64,6 +65,7 @@ def add_pseudo_label_config(cfg: CN) -> None:
     generate = node.GENERATE = CN()
     generate.FLOOR = default.floor  # least score that is kept
     generate.TOPK = default.topk  # detections of an image
+    generate.NMS = default.nms  # IoU of two boxes of a class. None, 0: the teacher's own
     generate.BATCH = default.batch  # images at once; changes scores a little
     generate.SIZE = default.size  # (shorter side, longest side) of images. None: the teacher's own
     generate.FLIP = default.flip  # look at mirrored images, too: tells reliable boxes
@@ -85,6 +87,8 @@ def add_pseudo_label_config(cfg: CN) -> None:
     # THRESHOLD_LABELS), or "file".
     merge.THRESHOLDS = default.threshold_mode
     merge.THRESHOLD = default.threshold
+    merge.BETA = default.beta  # of F-beta: precision counts 1 / BETA times as much as recall
+    merge.LIMITS = default.limits  # least and largest threshold that is found by labels
     merge.THRESHOLD_FILE = ""
     # A labelled data set. Empty: the first one of LABELED.
     merge.THRESHOLD_LABELS = ""
@@ -115,9 +119,9 @@ def add_pseudo_label_config(cfg: CN) -> None:
     last.MIN_ITERS = 2000
     last.MIX_PSEUDO = 0.0  # share of pseudo-labelled images, against forgetting
     # Classes that LABELED lacks: "pseudo" adds the teachers' boxes of them, unless their IoU with a
-    # label is above MISSING_IOU; "mask" leaves their losses on background out (independent class
-    # scores only); "background" does nothing, so that they are unlearned; "drop" takes them from
-    # the student.
+    # label is above MISSING_IOU, and on images that the filter has dropped as boxes to ignore;
+    # "mask" leaves their losses on background out (independent class scores only); "background"
+    # does nothing, so that they are unlearned; "drop" takes them from the student.
     last.MISSING = "pseudo"
     last.MISSING_IOU = 0.7
     # The student's classes from phase C on, by name. Empty: as before, or see MISSING "drop".
@@ -126,6 +130,10 @@ def add_pseudo_label_config(cfg: CN) -> None:
 
 _NAMES = list_of(text, "names")
 _FRACTION = optional(number(above=0, below=1), "the usual one")
+_TWO = list_of(number(above=0, below=1), "", lengths=(2,))
+_LIMITS = Rule(
+    lambda x: _TWO.fits(x) and x[0] <= x[1], "two numbers between 0 and 1, the lower one first"
+)
 _VALUES = {
     "PSEUDO_LABEL": {
         "TEACHERS": list_of(text, "teachers, NAME=CONFIG or NAME=CONFIG,WEIGHTS"),
@@ -151,6 +159,8 @@ _VALUES = {
         "MIN_VOTES": whole(1),
         "THRESHOLDS": one_of(*THRESHOLD_MODES),
         "THRESHOLD": number(above=0, below=1),
+        "BETA": number(above=0),
+        "LIMITS": _LIMITS,
         "THRESHOLD_FILE": text,
         "THRESHOLD_LABELS": text,
     },

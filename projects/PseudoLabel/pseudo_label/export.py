@@ -2,6 +2,8 @@
 
 export/pseudo.json        pseudo boxes in COCO's format
 export/ignore.json        ignore boxes in the same format
+export/dropped.json       images that the filter has dropped, with all their boxes as ignore boxes;
+                          only for those who have other labels of these images
 export/results.json       all detections that were merged, as a list of COCO results
 export/yolo/  voc/        a label file for each image
 export/cvat.zip           to be uploaded to CVAT
@@ -18,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from .coco_files import JsonList, result_lines
-from .coco_volumes import CocoVolumes, volume_names
+from .coco_volumes import DroppedImages, UsedImages, volume_names
 from .label_files import CvatZip, VocFolder, YoloFolder, check_label_files
 from .labelled_run import LabelledRun, LabelledShard
 from .provenance import lasting, provenance
@@ -51,6 +53,7 @@ class ExportSettings:
             pycocotools keeps a whole file in memory.
         ignore: where ignore boxes go: to ``ignore.json`` ("separate"), among the pseudo boxes with
             ``"ignore": 1`` ("inline"; Detectron2's own reader refuses them), or nowhere ("none").
+            But for "none", images that the filter has dropped go to ``dropped.json``.
         formats: one or more of ``FORMATS``.
 
     Raises:
@@ -110,17 +113,18 @@ def export_run(
     folder, names = run.folder / FOLDER, _file_names(labels, settings)
     with published(folder, names, made_of | {"written": now}) as new:
         writers = _writers(new, labels, settings, ids, lasting(made_of))
-        used = 0
+        left = np.array([labels.num_used, labels.num_dropped])
         for part in labels.shards("export"):
-            used += len(part.used_images)
-            if used > labels.num_used:
+            left -= len(part.used_images), len(part.dropped_images)
+            if (left < 0).any():
                 break
             for writer in writers:
                 writer.add(part)
-        if used != labels.num_used:
+        if left.any():
             raise RunError(
-                f"filter.json speaks of {labels.num_used} images that are used, its shards of "
-                "another number: run the stage filter again."
+                f"filter.json speaks of {labels.num_used} images that are used and of "
+                f"{labels.num_dropped} that are dropped, its shards of other numbers: run the "
+                "stage filter again."
             )
         for writer in writers:
             writer.close()
@@ -187,27 +191,33 @@ def _file_names(labels: LabelledRun, settings: ExportSettings) -> list[str]:
     if "coco" in settings.formats:
         for stem in ("pseudo", "ignore")[: 1 + (settings.ignore == "separate")]:
             names += volume_names(stem, labels.num_used, settings.max_images_per_file)
+        if _has_dropped(labels, settings):
+            names += volume_names("dropped", labels.num_dropped, settings.max_images_per_file)
     names += [RESULTS] * ("results" in settings.formats)
     return names + [name for key, (name, _) in _PER_IMAGE.items() if key in settings.formats]
 
 
+def _has_dropped(labels: LabelledRun, settings: ExportSettings) -> bool:
+    return settings.ignore != "none" and labels.num_dropped > 0
+
+
 def _writers(
     folder: Path, labels: LabelledRun, settings: ExportSettings, ids: np.ndarray, made_of: dict
-) -> list[CocoVolumes | _Results | _EachImage]:
-    writers: list[CocoVolumes | _Results | _EachImage] = []
+) -> list[UsedImages | DroppedImages | _Results | _EachImage]:
+    writers: list[UsedImages | DroppedImages | _Results | _EachImage] = []
     if "coco" in settings.formats:
+        common, limit = (folder, labels, ids, made_of), settings.max_images_per_file
         writers.append(
-            CocoVolumes(
-                folder,
-                labels,
-                ids,
-                made_of,
+            UsedImages(
+                *common,
+                limit=limit,
                 weight_mode=settings.weight_mode,
                 w_min=settings.w_min,
-                limit=settings.max_images_per_file,
                 ignore=settings.ignore,
             )
         )
+        if _has_dropped(labels, settings):
+            writers.append(DroppedImages(*common, limit=limit))
     if "results" in settings.formats:
         writers.append(_Results(folder / RESULTS, ids))
     for key, (name, writer) in _PER_IMAGE.items():

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from kd_d2.config.rules import ConfigError
-
 from .filters import (
     Filtered,
     FilterSettings,
     check_mirrored,
+    check_t_ignore,
     default_t_ignore,
     filter_detections,
     image_status,
@@ -68,7 +67,7 @@ def filter_run(run: RunFolder, settings: FilterSettings) -> Path:
             "stage merge again."
         )
     categories = merge["categories"]
-    t_keep, t_ignore = filter_thresholds(merge, settings)
+    t_keep, t_ignore = _thresholds(merge, settings)
     content: dict[str, Any] = {
         "categories": categories,
         "t_keep": dict(zip(categories, t_keep.tolist())),
@@ -93,17 +92,10 @@ def filter_run(run: RunFolder, settings: FilterSettings) -> Path:
     return write_stage(run, "filter", content | totals.record(categories))
 
 
-def filter_thresholds(
+def _thresholds(
     merge: Mapping[str, Any], settings: FilterSettings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(C,) ``t_keep`` and ``t_ignore``.
-
-    Args:
-        merge: ``categories``, ``calibrated`` and ``thresholds`` as ``merge.json`` has them.
-
-    Raises:
-        ConfigError: a given ``t_ignore`` is above a threshold.
-    """
+    """(C,) ``t_keep`` and ``t_ignore``."""
     categories = merge["categories"]
     if merge["calibrated"]:
         t_keep = np.full(len(categories), COMMON_THRESHOLD)
@@ -112,12 +104,7 @@ def filter_thresholds(
         t_keep = np.array([of_teacher[name] for name in categories])
     if settings.t_ignore is None:
         return t_keep, default_t_ignore(t_keep)
-    if settings.t_ignore > t_keep.min():
-        name = categories[t_keep.argmin()]
-        raise ConfigError(
-            f"t_ignore is {settings.t_ignore}, above the threshold {t_keep.min():.4g} of {name!r}: "
-            "give a lower one, or none."
-        )
+    check_t_ignore(settings.t_ignore, t_keep, categories)
     return t_keep, np.full(len(categories), settings.t_ignore)
 
 

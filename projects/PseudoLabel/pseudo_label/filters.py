@@ -1,9 +1,10 @@
 """Which of the detections become pseudo boxes, which make the training look away, and which go.
 
-Symbols: n detections, k images.
+Symbols: n detections, k images, C classes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -107,6 +108,27 @@ def default_t_ignore(t_keep: np.ndarray) -> np.ndarray:
     [0.3, 0.1, 0.05]
     """
     return np.minimum(np.maximum(np.asarray(t_keep) - _MARGIN, _LEAST), t_keep)
+
+
+def check_t_ignore(
+    t_ignore: float | None, t_keep: np.ndarray, categories: Sequence[str], may: bool = False
+) -> None:
+    """Whether ignore boxes begin below every threshold.
+
+    Args:
+        t_keep: (C,) threshold of each class.
+        may: these are what the classes may get at least, and not what they have.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if t_ignore is None or t_ignore <= t_keep.min():
+        return
+    name = categories[t_keep.argmin()]
+    raise ConfigError(
+        f"t_ignore is {t_ignore}, above the threshold {t_keep.min():.4g} "
+        f"{f'that {name!r} may get' if may else f'of {name!r}'}: give a lower one, or none."
+    )
 
 
 def reliable(agreement: np.ndarray, least: float = 0.7) -> np.ndarray:

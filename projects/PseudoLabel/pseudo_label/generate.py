@@ -171,6 +171,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--floor", type=float, default=default.floor, help="least score, default %(default)s")
     add("--top-k", type=int, default=default.topk, help="detections of an image at most, "
         "default %(default)s")  # fmt: skip
+    add("--nms", type=float, metavar="IOU", help="of two boxes of a class, above which the weaker "
+        "is dropped; default: the teacher's own")  # fmt: skip
     add("--flip", action="store_true", help="look at mirrored images, too: twice the time")
     add("--tta-sizes", type=int, nargs="+", default=default.tta_sizes, metavar="N",
         help="shorter sides at which images are looked at instead of the test size; what is found "
@@ -204,6 +206,7 @@ def from_arguments(args: argparse.Namespace) -> tuple[RunFolder, GenerateSetting
     settings = GenerateSettings(
         floor=args.floor,
         topk=args.top_k,
+        nms=args.nms,
         batch=args.batch,
         flip=args.flip,
         tta_sizes=tuple(args.tta_sizes),

@@ -28,6 +28,7 @@ class LabelledShard:
         sizes: (k, 2) height and width of each.
         kept: pseudo boxes of the images that are used, by image and then by falling score.
         ignored: their ignore boxes.
+        dropped: both kinds of boxes of the images that are dropped.
     """
 
     run: RunFolder
@@ -36,6 +37,7 @@ class LabelledShard:
     sizes: np.ndarray
     kept: Detections
     ignored: Detections
+    dropped: Detections
 
     @cached_property
     def records(self) -> list[ImageRecord]:
@@ -45,6 +47,11 @@ class LabelledShard:
     def used_images(self) -> np.ndarray:
         """Positions in the shard of the images that are used."""
         return np.flatnonzero(self.status == USED)
+
+    @cached_property
+    def dropped_images(self) -> np.ndarray:
+        """Positions in the shard of the images that were read, but are not used."""
+        return np.flatnonzero((self.status != USED) & (self.status != FAILED))
 
     def ids_of(self, found: Detections) -> np.ndarray:
         """(n,) the id of the image of each detection."""
@@ -77,6 +84,7 @@ class LabelledRun:
         categories: names of the C unified categories.
         t_keep, t_ignore: (C,) float32; a score of at least this makes a pseudo box, an ignore box.
         num_used: images whose labels are used.
+        num_dropped: images that were read, but are not used.
         known: (C,) how many teachers know each category.
 
     Raises:
@@ -94,7 +102,9 @@ class LabelledRun:
                 np.array([self.filter[key][c] for c in self.categories], np.float32)
                 for key in ("t_keep", "t_ignore")
             )
-            self.num_used: int = self.filter["images"]["used"]
+            images = self.filter["images"]
+            self.num_used: int = images["used"]
+            self.num_dropped = sum(images.values()) - images["used"] - images["failed"]
             of_earlier_merge = self.filter["merge"] != self.merge["hash"]
             hashes = (self.merge["hash"], self.filter["hash"], self.filter["hash"])
         except KeyError as error:
@@ -122,11 +132,11 @@ class LabelledRun:
         """
         filtered, ignored = (read_shard(x, shard) for x in (self.run.filtered, self.run.ignored))
         status = filtered.image_status(shard.first)
-        kept, ignored = (
-            x.detections[status[x.detections.image - shard.first] == USED].by_image()
-            for x in (filtered, ignored)
-        )
-        return LabelledShard(self.run, shard, status, filtered.sizes, kept, ignored)
+        parts = [x.detections for x in (filtered, ignored)]
+        used = [status[x.image - shard.first] == USED for x in parts]
+        kept, ignored = (x[y].by_image() for x, y in zip(parts, used, strict=True))
+        dropped = Detections.concatenate(x[~y] for x, y in zip(parts, used, strict=True)).by_image()
+        return LabelledShard(self.run, shard, status, filtered.sizes, kept, ignored, dropped)
 
     def shards(self, task: str) -> Iterator[LabelledShard]:
         """All, in the order of the run; ``task`` is what the progress bar of a terminal says."""

@@ -13,6 +13,7 @@ from kd_d2.data.reading import read_dataset
 from .label_set import LabelSet, find_record
 from .overlaps import overlapping
 from .run_folder import ImageRecord
+from .trained_on import dropped_images
 
 
 @dataclass(frozen=True)
@@ -64,24 +65,42 @@ def read_labelled(name: str, classes: Sequence[str], drop: Sequence[str]) -> Lab
             f"The data set '{name}' has classes that the student does not have "
             f"({', '.join(unknown)}): add them to classes or to drop."
         )
-    number = {k: classes.index(x) for k, x in enumerate(own) if x in classes}
-    if not number:
+    covered = frozenset(_numbers(own, classes).values())
+    if not covered:
         raise ConfigError(
             f"The data set '{name}' has none of the student's classes ({', '.join(classes)}): "
             "leave it out."
         )
-    renamed = [x | {"annotations": _renamed(x["annotations"], number)} for x in records]
-    return Labelled(
-        LabelSet(records, own, name), LabelSet(renamed, classes, name), frozenset(number.values())
-    )
+    renamed = _renamed(records, own, classes)
+    return Labelled(LabelSet(records, own, name), LabelSet(renamed, classes, name), covered)
 
 
-def _renamed(annotations: Sequence[dict], number: Mapping[int, int]) -> list[dict]:
+def _numbers(own: Sequence[str], classes: Sequence[str]) -> dict[int, int]:
+    """A data set's number of a class -> the student's, of those that both have."""
+    return {k: classes.index(x) for k, x in enumerate(own) if x in classes}
+
+
+def _renamed(records: Sequence[Mapping], own: Sequence[str], classes: Sequence[str]) -> list[dict]:
+    """Records with the student's numbers of classes; boxes of other classes are left out."""
+    number = _numbers(own, classes)
     return [
-        a | {"category_id": number[a["category_id"]]}
-        for a in annotations
-        if a["category_id"] in number
+        record
+        | {
+            "annotations": [
+                a | {"category_id": number[a["category_id"]]}
+                for a in record["annotations"]
+                if a["category_id"] in number
+            ]
+        }
+        for record in records
     ]
+
+
+def with_dropped(pseudo: Labelled) -> Labelled:
+    """Exported labels, and the images that the filter has dropped with boxes to ignore."""
+    own, labels = pseudo.own, pseudo.labels
+    more = _renamed(dropped_images(own.name), own.classes, labels.classes)
+    return replace(pseudo, labels=replace(labels, dicts=[*labels.dicts, *more]))
 
 
 def same_images(people: LabelSet, pseudo: LabelSet) -> list[dict | None]:

@@ -12,9 +12,10 @@ from typing import Any
 
 from kd_d2.checkpoint import atomic_write
 
+from .check_thresholds import check_thresholds
 from .class_map import Unified
 from .export import FOLDER, ExportSettings, check_image_names, export_run
-from .filter import filter_run, filter_thresholds
+from .filter import filter_run
 from .filters import FilterSettings
 from .label_quality import QualityMeter
 from .label_set import LabelSet
@@ -24,7 +25,6 @@ from .merge_settings import MergeSettings
 from .publish import NEW, tree_sha256
 from .report import write_report
 from .run_folder import ImageRecord, RunFolder, hash_of
-from .run_thresholds import check_threshold_labels, highest_thresholds
 from .sheet import SheetSettings, write_sheet
 from .statistics import labelled_shares, statistics
 
@@ -51,18 +51,12 @@ def check_offline(
     Raises:
         ConfigError, LabelFileError: settings that do not fit teachers, images or labels.
     """
-    names = unified.names
-    thresholds = highest_thresholds(teachers, unified, merge)
-    calibrated = len(teachers) > 1
-    filter_thresholds(
-        {"categories": names, "calibrated": calibrated, "thresholds": thresholds}, filter
-    )
-    check_threshold_labels(unified, merge, images)
+    check_thresholds(merge, filter, unified, teachers, images)
     check_image_names(export, (x.name for x in images))
     if labels is not None:
-        labelled_shares(labels, names)
+        labelled_shares(labels, unified.names)
     if truth is not None:
-        QualityMeter(truth, names).check_images(images)
+        QualityMeter(truth, unified.names).check_images(images)
 
 
 def label_images(

@@ -9,7 +9,7 @@ from kd_d2.config.rules import ConfigError
 from kd_d2.registry import unknown_name
 
 from .arguments import pair
-from .class_map import map_of, unify
+from .class_map import Unified, map_of, unify
 from .export import FOLDER, ExportSettings
 from .filters import FilterSettings
 from .label_set import LabelSet, read_label_set
@@ -38,6 +38,11 @@ def image_sources(cfg: CfgNode) -> list[str]:
     node = cfg.PSEUDO_LABEL
     parts = {"unlabeled": list(node.UNLABELED), "labeled": list(node.LABELED)}
     return [name for part in node.PHASE_B_IMAGES.split("+") for name in parts[part]]
+
+
+def labels_are_made(cfg: CfgNode) -> bool:
+    """Whether there is a phase A."""
+    return "A" in cfg.PSEUDO_LABEL.PHASES and cfg.PSEUDO_LABEL.BASELINE != "labels"
 
 
 def labels_own_images(cfg: CfgNode) -> bool:
@@ -86,6 +91,8 @@ def merge_settings(cfg: CfgNode, classes: Sequence[str]) -> MergeSettings:
         min_votes=node.MIN_VOTES,
         threshold_mode=node.THRESHOLDS,
         threshold=node.THRESHOLD,
+        beta=node.BETA,
+        limits=tuple(node.LIMITS),
         threshold_file=node.THRESHOLD_FILE or None,
         labels=_threshold_labels(cfg) if node.THRESHOLDS in NEEDS_LABELS else None,
     )
@@ -134,12 +141,20 @@ def export_settings(cfg: CfgNode) -> ExportSettings:
     return ExportSettings(weight_mode=cfg.PSEUDO_LABEL.WEIGHTS, w_min=cfg.PSEUDO_LABEL.W_MIN)
 
 
-def unified_classes(cfg: CfgNode) -> tuple[str, ...]:
+def unified(cfg: CfgNode, order: Sequence[str] = ()) -> Unified:
     """The classes of all teachers together, as their class maps call them.
+
+    Args:
+        order: as of :func:`unify`.
 
     Raises:
         ValueError, OSError: a teacher or a class map cannot be used.
     """
     settings, maps = generate_settings(cfg), class_maps(cfg)
     own = {x.name: class_names(teacher_config(x, settings)) for x in teacher_sources(cfg)}
-    return unify([map_of(classes, maps.get(name)) for name, classes in own.items()]).names
+    return unify([map_of(classes, maps.get(name)) for name, classes in own.items()], order)
+
+
+def unified_classes(cfg: CfgNode) -> tuple[str, ...]:
+    """The names of :func:`unified`."""
+    return unified(cfg).names

@@ -27,7 +27,14 @@ from kd_d2.data.prefixes import add_prefix, register_by_prefix
 from kd_d2.data.requirements import check_available
 from kd_d2.registry import unknown_name
 
-from .missing_classes import Labelled, missing_boxes, read_labelled, renumbered, same_images
+from .missing_classes import (
+    Labelled,
+    missing_boxes,
+    read_labelled,
+    renumbered,
+    same_images,
+    with_dropped,
+)
 from .trained_on import PREFIX as EXPORTED
 
 PREFIX = "relabeled"
@@ -58,7 +65,8 @@ class View:
         datasets: registered names with people's labels; all of them are read.
         classes: names of the student's classes, in the order of its outputs.
         missing: what becomes of missing classes. "pseudo": boxes of them are taken from the pseudo
-            labels of the same image; "mask": none, but each record has its
+            labels of the same image, and all that was found of them is to be ignored where the
+            filter has dropped the image; "mask": none, but each record has its
             ``covered_classes``, for trainings that leave out what is unknown; "background": their
             objects count as background.
         drop: classes of the data sets or of the pseudo labels that the student does not have.
@@ -173,7 +181,8 @@ def _load(view: View) -> list[dict]:
     completes = view.missing == "pseudo" and any(x.lacks_some for x in people)
     if completes or view.others:
         pseudo = read(_exported(view))
-        found = [same_images(x.labels, pseudo.labels) for x in people]
+        seen = with_dropped(pseudo) if completes else pseudo
+        found = [same_images(x.labels, seen.labels) for x in people]
     records = []
     for part, matches in zip(people, found, strict=True):
         if completes and part.lacks_some:
@@ -201,11 +210,12 @@ def _completed(
             "'background'."
         )
     added = missing_boxes(part, pseudo, matches, iou)
-    log = logger.info if any(matches) else logger.warning
+    absent = matches.count(None)
+    log = logger.warning if absent else logger.info
     log(
-        f"{len(matches) - matches.count(None)} of the {len(matches)} images of '{name}' are in "
+        f"{len(matches) - absent} of the {len(matches)} images of '{name}' are in "
         f"{pseudo.labels.name}, which adds {sum(map(len, added))} boxes of classes that are "
-        "missing."
+        f"missing{', and are background in the other images' if absent else ''}."
     )
     return [
         (

@@ -3,7 +3,7 @@
 Symbols: T teachers, C unified classes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,10 +11,10 @@ from kd_d2.config.rules import ConfigError
 
 from .class_map import Unified
 from .detections import Detections
-from .label_set import Labels, LabelSet, find_record, judge
-from .merge_settings import NEEDS_LABELS, MergeSettings
+from .label_set import LabelSet, find_record, judge
+from .merge_settings import MergeSettings
 from .raw_detections import read_unified
-from .run_folder import ImageRecord, RunFolder
+from .run_folder import RunFolder
 from .score_ranks import ScoreRanks
 from .thresholds import (
     LEAST_LABELS,
@@ -25,118 +25,87 @@ from .thresholds import (
     warn_of_high,
 )
 
-Thresholds = dict[str, dict[str, float]]
-"""Teacher -> unified class that it knows -> threshold."""
 
+def teacher_thresholds(
+    run: RunFolder, unified: Unified, settings: MergeSettings
+) -> dict[str, dict[str, float]]:
+    """Teacher -> unified class that it knows -> threshold.
 
-def teacher_thresholds(run: RunFolder, unified: Unified, settings: MergeSettings) -> Thresholds:
-    """
     Raises:
         ConfigError: the file, or the labels, do not fit the run.
     """
-    mode, teachers = settings.threshold_mode, [t.name for t in run.teachers]
-    if mode == "per_class_count":
-        found = _of_known(teachers, unified, _by_count(run, unified, settings))
-    elif mode == "per_class_fbeta":
-        found = _of_known(teachers, unified, _by_fbeta(run, unified, settings))
+    teachers, mode = [t.name for t in run.teachers], settings.threshold_mode
+    known = known_classes(unified, teachers)
+    if mode == "file":
+        found = read_thresholds(settings.threshold_file, known)
     else:
-        found = highest_thresholds(teachers, unified, settings)
+        if mode == "global":
+            table = np.full((len(teachers), len(unified.names)), settings.threshold)
+        elif mode == "per_class_count":
+            table = _by_count(run, unified, settings)
+        else:
+            table = _by_fbeta(run, unified, settings)
+        values = [dict(zip(unified.names, row.tolist())) for row in table]
+        found = {name: {c: row[c] for c in known[name]} for name, row in zip(teachers, values)}
     warn_of_high(found)
     return found
 
 
-def highest_thresholds(
-    teachers: Sequence[str], unified: Unified, settings: MergeSettings
-) -> Thresholds:
-    """Those that are given, or if they are to be found, what they can be at most.
-
-    Raises:
-        ConfigError: the file does not fit.
-    """
-    if settings.threshold_mode == "file":
-        return read_thresholds(settings.threshold_file, _known(teachers, unified))
-    highest = settings.threshold
-    if settings.threshold_mode in NEEDS_LABELS:
-        highest = max(highest, settings.limits[1])
-    table = np.full((len(teachers), len(unified.names)), highest)
-    return _of_known(teachers, unified, table)
-
-
-def check_threshold_labels(
-    unified: Unified, settings: MergeSettings, images: Iterable[ImageRecord]
-) -> None:
-    """Whether thresholds can be found by the labels, as far as that is known without detections.
-
-    Args:
-        images: of the run.
-
-    Raises:
-        ConfigError: they cannot.
-    """
-    labels = settings.labels
-    if settings.threshold_mode == "per_class_count":
-        _mean_labels(labels, unified)
-    elif settings.threshold_mode == "per_class_fbeta":
-        labelled = labels.by_file()
-        records = [x for image in images if (x := find_record(labelled, image)) is not None]
-        boxes = labels.boxes(enumerate(records), unified.names)
-        _check_number(labels, bool(records), _num_single(boxes, unified))
-
-
-def _known(teachers: Sequence[str], unified: Unified) -> dict[str, list[str]]:
-    """Teacher -> unified classes that it knows."""
+def known_classes(unified: Unified, teachers: Sequence[str]) -> dict[str, list[str]]:
+    """Name of a teacher -> names of the unified classes that it knows."""
     return {
         name: [c for c, by in zip(unified.names, unified.known_by) if number in by]
         for number, name in enumerate(teachers)
     }
 
 
-def _of_known(teachers: Sequence[str], unified: Unified, table: np.ndarray) -> Thresholds:
-    """A table (T, C) without the classes that teachers do not know."""
-    rows = {name: dict(zip(unified.names, row.tolist())) for name, row in zip(teachers, table)}
-    return {
-        name: {c: rows[name][c] for c in own} for name, own in _known(teachers, unified).items()
-    }
+def labelled_classes(labels: LabelSet, names: Sequence[str]) -> np.ndarray:
+    """(C,) bool, which of the unified classes the labels are about.
 
-
-def _mean_labels(labels: LabelSet, unified: Unified) -> tuple[np.ndarray, np.ndarray]:
-    """(C,) labelled boxes in an image, and which classes the labels are about."""
-    about, counts = np.isin(unified.names, labels.classes), labels.counts(unified.names)
+    Raises:
+        ConfigError: none of them, or there is no box of any.
+    """
+    about = np.isin(names, labels.classes)
     if not about.any():
         raise ConfigError(
             f"None of the classes of {labels.name} is one of the run's: map the teachers' classes "
             "to its names."
         )
-    if not counts.any():
+    if not labels.counts(names).any():
         raise ConfigError(
-            f"{labels.name} has no box of any of the run's classes: take another data set, or "
-            "another threshold_mode."
+            f"{labels.name} has no box of the run's classes, so that nothing can be counted: name "
+            "a data set that is labelled."
         )
-    return counts / len(labels.dicts), about
+    return about
 
 
-def _check_number(labels: LabelSet, has_images: bool, num_labels: np.ndarray) -> None:
-    """Whether the labelled boxes (C,) in the run's images are enough."""
-    if not has_images:
+def check_labelled_images(name: str, num_images: int, num_labels: np.ndarray) -> None:
+    """
+    Args:
+        name: of the labels.
+        num_images: labelled images in the run.
+        num_labels: (C,) or (T, C) boxes in them.
+
+    Raises:
+        ConfigError: that is not enough to find thresholds by.
+    """
+    if not num_images:
         raise ConfigError(
-            f"None of the images of {labels.name} is in the run: generate labels for some "
-            "of them, too, or choose another threshold_mode."
+            f"None of the images of {name} is in the run: generate labels for some of them, too, "
+            "or choose another threshold_mode."
         )
     if (num_labels < LEAST_LABELS).all():
         raise ConfigError(
-            f"No class has {LEAST_LABELS} boxes of {labels.name} in the run's images: "
-            "generate labels for more of them, or choose another threshold_mode."
+            f"No class has {LEAST_LABELS} boxes of {name} in the run's images: generate labels for "
+            "more of them, or choose another threshold_mode."
         )
-
-
-def _num_single(labels: Labels, unified: Unified) -> np.ndarray:
-    """(C,) labelled boxes without crowds."""
-    return np.bincount(labels.category[~labels.crowd], minlength=len(unified.names))
 
 
 def _by_count(run: RunFolder, unified: Unified, settings: MergeSettings) -> np.ndarray:
     """(T, C): each class as often in an image as people have labelled it."""
-    mean, about = _mean_labels(settings.labels, unified)
+    labels = settings.labels
+    mean = labels.counts(unified.names) / len(labels.dicts)
+    about = labelled_classes(labels, unified.names)
     table = []
     for teacher in range(len(run.teachers)):
         ranks, num_images = ScoreRanks(len(unified.names)), 0
@@ -164,7 +133,7 @@ def _by_fbeta(run: RunFolder, unified: Unified, settings: MergeSettings) -> np.n
         for teacher, (d, hit) in enumerate(parts):
             judged[teacher].append((d.category, d.score, hit))
         num_labels += counts
-    _check_number(settings.labels, bool(judged[0]), num_labels)
+    check_labelled_images(settings.labels.name, len(judged[0]), num_labels)
     return np.array(
         [
             fbeta_thresholds(
@@ -195,5 +164,6 @@ def _judged_shards(
             seen = {k: record for k, record in records.items() if k not in contents.failed}
             labels, d = label_set.boxes(seen.items(), unified.names), contents.detections
             parts.append(judge(d[np.isin(d.image, list(seen))], labels))
-            counts.append(_num_single(labels, unified))
+            single = labels.category[~labels.crowd]
+            counts.append(np.bincount(single, minlength=len(unified.names)))
         yield parts, np.array(counts)

@@ -30,7 +30,7 @@ _SIZES = Rule(
 RULES = {
     "floor": share,
     "topk": whole(1),
-    "nms": optional(share, "the teacher's own"),
+    "nms": optional(share, "the teacher's own, as 0"),
     "batch": whole(1),
     "size": optional(list_of(whole(1), "two whole numbers", lengths=(2,)), "the teacher's own"),
     "flip": truth,
@@ -54,7 +54,8 @@ class GenerateSettings:
         floor: the teacher's SCORE_THRESH_TEST, least score of a detection (of some detectors before
             it is multiplied by a quality). What lies below can never be had back.
         topk: most detections of an image.
-        nms: IoU above which the weaker of two boxes of a class is dropped; None: the teacher's.
+        nms: IoU above which the weaker of two boxes of a class is dropped; None or 0: the
+            teacher's.
         batch: images that a teacher sees at once. They are padded to one size, which changes
             scores a little.
         size: shorter side, and largest longer side, to which images are brought; None: the

@@ -98,7 +98,7 @@ def teacher_config(source: TeacherSource, settings: GenerateSettings) -> CfgNode
             f"by itself, with MODEL.{detector_node(arch)}.SCORE_THRESH_TEST: take another one."
         )
     node.SCORE_THRESH_TEST = float(settings.floor)
-    if settings.nms is not None:
+    if settings.nms:
         node.NMS_THRESH_TEST = float(settings.nms)
     if settings.size is not None:
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = settings.size

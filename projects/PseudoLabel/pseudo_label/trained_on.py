@@ -2,6 +2,8 @@
 
 import json
 import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +29,8 @@ def register_exported(name: str, folder: str) -> None:
     Args:
         name: of the data set.
         folder: with ``pseudo*.json``, ``ignore*.json`` if ignore boxes are to be trained with, and
-            ``provenance.json``, which says where the images are.
+            ``provenance.json``, which says where the images are, and whether ignore boxes are among
+            the pseudo boxes.
 
     Raises:
         ExportedLabelsError: it is no such folder, or the images are no longer there.
@@ -42,8 +45,15 @@ def register_exported(name: str, folder: str) -> None:
             f"The images of {folder} lay in {root}, which is not there: move them back, or put a "
             "link there."
         )
-    DatasetCatalog.register(name, partial(_load, name, files, sorted(path.glob("ignore*.json"))))
-    MetadataCatalog.get(name).set(image_root=root, generated=True, only_for_training=True)
+    read = _read_mixed if content.get("export", {}).get("ignore") == "inline" else _read
+    ignored = sorted(path.glob("ignore*.json"))
+    DatasetCatalog.register(name, partial(_load, name, files, ignored, read))
+    MetadataCatalog.get(name).set(
+        image_root=root,
+        dropped_files=sorted(path.glob("dropped*.json")),
+        generated=True,
+        only_for_training=True,
+    )
 
 
 def _no_labels(folder: str | Path) -> str:
@@ -53,31 +63,67 @@ def _no_labels(folder: str | Path) -> str:
     )
 
 
-def _load(name: str, files: list[Path], ignored: list[Path]) -> list[dict]:
-    root = MetadataCatalog.get(name).image_root
-    read = partial(load_coco_json, image_root=root, extra_annotation_keys=_KEYS)
-    records = [x for file in files for x in read(str(file), dataset_name=name)]
+def _load(
+    name: str, files: list[Path], ignored: list[Path], read: Callable[[str, Path], list[dict]]
+) -> list[dict]:
+    records = [x for file in files for x in read(name, file)]
     if not records:
         raise ExportedLabelsError(
             f"{files[0].parent} has labels of no image: lower the thresholds (report.html says how "
             "many detections there are), or take a teacher that finds something."
         )
-    by_image = {record["image_id"]: record["annotations"] for record in records}
-    contiguous = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", {})
+    by_image = {record["image_id"]: record for record in records}
     for file in ignored:
-        for x in json.loads(file.read_text())["annotations"]:  # Detectron2 refuses "ignore"
-            by_image[x["image_id"]].append(
-                {
-                    "bbox": x["bbox"],
-                    "bbox_mode": BoxMode.XYWH_ABS,
-                    "category_id": contiguous.get(x["category_id"], x["category_id"]),
-                    "score": x["score"],
-                    "ignore": 1,
-                    # a crowd for those who do not look at "ignore": Detectron2 leaves crowds out
-                    "iscrowd": 1,
-                }
-            )
+        _add_ignored(name, by_image, json.loads(file.read_text())["annotations"])
     return records
+
+
+def _read(name: str, file: Path) -> list[dict]:
+    root = MetadataCatalog.get(name).image_root
+    return load_coco_json(str(file), root, dataset_name=name, extra_annotation_keys=_KEYS)
+
+
+def _read_mixed(name: str, file: Path) -> list[dict]:
+    """Of a file that has ignore boxes among its annotations, which Detectron2 refuses."""
+    content = json.loads(file.read_text())
+    parts: tuple[list, list] = [], []
+    for annotation in content["annotations"]:
+        parts[annotation["ignore"]].append(annotation)
+    objects, uncertain = parts
+    with tempfile.TemporaryDirectory() as folder:
+        without = Path(folder, file.name)
+        without.write_text(json.dumps(content | {"annotations": objects}))
+        records = _read(name, without)
+    _add_ignored(name, {record["image_id"]: record for record in records}, uncertain)
+    return records
+
+
+def _add_ignored(name: str, by_image: Mapping[int, dict], annotations: Sequence[dict]) -> None:
+    contiguous = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", {})
+    for x in annotations:
+        by_image[x["image_id"]]["annotations"].append(
+            {
+                "bbox": x["bbox"],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": contiguous.get(x["category_id"], x["category_id"]),
+                "score": x["score"],
+                "ignore": 1,
+                # a crowd for those who do not look at "ignore": Detectron2 leaves crowds out
+                "iscrowd": 1,
+            }
+        )
+
+
+def dropped_images(name: str) -> list[dict]:
+    """Records of the images that the filter has dropped; all their boxes are to be ignored.
+
+    They are none of the data set: these labels are too uncertain to be learned. But other labels of
+    the same images may lack classes that the teachers have looked for.
+
+    Args:
+        name: of a data set of exported labels that has been read.
+    """
+    return [x for file in MetadataCatalog.get(name).dropped_files for x in _read_mixed(name, file)]
 
 
 def exported_classes(folder: str | Path) -> list[str]:

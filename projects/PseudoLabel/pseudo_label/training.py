@@ -28,7 +28,7 @@ from .class_lists import PhaseClasses, class_lists
 from .generate import generate
 from .leaks import check_no_leak
 from .merge import unify_classes
-from .offline import label_images
+from .offline import check_offline, label_images
 from .phases import VIEW, Phase, exported, plan
 from .prepare import prepare_run
 from .publish import read_side_car
@@ -38,11 +38,13 @@ from .recipe import (
     filter_settings,
     generate_settings,
     image_sources,
+    labels_are_made,
     labels_folder,
     labels_own_images,
     merge_settings,
     people_s_labels,
     teacher_sources,
+    unified,
 )
 from .relabeled import write_view
 from .run_folder import hash_of
@@ -86,7 +88,7 @@ def run_phases(cfg: CfgNode, args: argparse.Namespace, train: Callable):
         if args.resume:  # before labels are replaced
             for phase in phases:
                 _check_same(phase, _recipe_hash(cfg, phase), "recipe")
-        if "A" in node.PHASES and node.BASELINE != "labels":
+        if labels_are_made(cfg):
             make_labels(cfg, classes)
     for phase in phases:
         learned = {"config": _hash(phase.cfg), "recipe": _recipe_hash(cfg, phase)}
@@ -123,21 +125,27 @@ def make_labels(cfg: CfgNode, classes: PhaseClasses) -> None:
     root, images = from_names(image_sources(cfg), leave_out=[cfg.OUTPUT_DIR, folder])
     check_no_leak(images, cfg.DATASETS.TEST)
     about = {"licence": cfg.PSEUDO_LABEL.LICENCE, "origin": cfg.PSEUDO_LABEL.ORIGIN}
+    merge, keep = merge_settings(cfg, classes.taught), filter_settings(cfg)
+    export = export_settings(cfg)
+    truth = people_s_labels(cfg) if cfg.PSEUDO_LABEL.LABELED else None
+    labels, truth = merge.labels or truth, truth if labels_own_images(cfg) else None
+    # before there is a run, which other images would not fit
+    check_offline(
+        [x.name for x in teachers],
+        unified(cfg, classes.taught),
+        images,
+        merge,
+        keep,
+        export,
+        labels=labels,
+        truth=truth,
+    )
     run = prepare_run(folder, images, root, teachers, settings, **about)
-    merge = merge_settings(cfg, classes.taught)
     unify_classes(run, merge)  # whatever is wrong there, is wrong before hours are spent
     report = generate(run, settings)
     logger.info("%d detections in %d images.", report.detections, report.images)
     if comm.is_main_process():
-        labels = people_s_labels(cfg) if cfg.PSEUDO_LABEL.LABELED else None
-        label_images(
-            run,
-            merge,
-            filter_settings(cfg),
-            export_settings(cfg),
-            labels=merge.labels or labels,
-            truth=labels if labels_own_images(cfg) else None,
-        )
+        label_images(run, merge, keep, export, labels=labels, truth=truth)
         logger.info("Labels: %s; look at report/ and sheet/ beside it.", export_folder(cfg))
     if group is not None:
         dist.barrier(group)

@@ -147,7 +147,7 @@ def _export_faults(folder: Path) -> Iterator[str]:
                 f"{path} was changed after it was exported: if these are labels by hand, move them "
                 "to another folder, and then export again."
             )
-        elif name.startswith(("pseudo", "ignore")):
+        elif name.startswith(("pseudo", "ignore", "dropped")):
             yield from _info_faults(path)
 
 

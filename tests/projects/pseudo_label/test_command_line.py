@@ -17,7 +17,7 @@ from kd_d2.projects.pseudo_label import command_line
 from kd_d2.projects.pseudo_label.arguments import class_names
 from kd_d2.projects.pseudo_label.command_line import STAGES, build_parser, run_stages
 from kd_d2.projects.pseudo_label.label_files import LabelFileError
-from kd_d2.projects.pseudo_label.run_folder import RunError
+from kd_d2.projects.pseudo_label.run_folder import RunError, RunFolder
 from kd_d2.projects.pseudo_label.sources import SourceError
 
 STAGES_AFTER = ("merge", "filter", "export", "report", "sheet")
@@ -66,6 +66,18 @@ def test_all_is_every_stage_in_a_row(asked, tmp_path, capsys):
     (run / "export" / "pseudo.json").write_text("{}")
     assert call("verify", "--run", run) == 1
     assert "pseudo.json was changed after it was exported" in capsys.readouterr().out
+
+
+def test_what_is_asked_for_reaches_the_stages(asked, tmp_path, registered):
+    count = ["--thresholds", "per_class_count", "--labels", "people_a"]
+    assert call("all", *asked, *count, "--nms", 0.3, "--beta", 2, "--limits", 0.2, 0.25) == 0
+    run = tmp_path / "run"
+    assert RunFolder(run).teachers[0].provenance["nms"] == 0.3
+    merge = json.loads((run / "merge.json").read_text())
+    assert (merge["settings"]["beta"], merge["settings"]["limits"]) == (2, [0.2, 0.25])
+    assert all(0.2 <= x <= 0.25 for x in merge["thresholds"]["big"].values())
+    with pytest.raises(RunError, match="nms was 0.3, and now is 0.5"):
+        call("generate", *asked)
 
 
 def test_another_threshold_needs_another_filter(asked, tmp_path):
@@ -117,6 +129,9 @@ def test_ids_of_categories(asked, tmp_path):
         (["--w-min", "2"], "w_min is 2.0"),
         (["--seed", "-1"], "seed is -1"),
         (["--min-agreement", "0.7"], r"min_agreement needs .* generate with that \(--flip, GEN"),
+        (["--nms", "2"], "nms is 2.0; it must be a number from 0 to 1"),
+        (["--beta", "0"], "beta is 0.0; it must be above 0"),
+        (["--limits", "0.9", "0.3"], "limits is .*the lower one first"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_labelled(argv, words, asked, tmp_path):
@@ -207,7 +222,7 @@ def test_labels_that_cannot_serve(asked, tmp_path, passes):
             ([*fbeta, few], "No class has 10 boxes of people_of_few in the run's images"),
             (
                 [*count, without],
-                "people_without_boxes has no box of any of the run's classes: take",
+                "people_without_boxes has no box of the run's classes",
             ),
             ([*count, fish], "None of the classes of people_of_fish is one of the run's"),
             # what is found is 0.9 at most

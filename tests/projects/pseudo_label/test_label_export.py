@@ -39,7 +39,7 @@ def coco_of(path):
 def test_the_file_by_hand(run):
     paths = export_run(run, ExportSettings(weight_mode="linear"))
     assert [x.name for x in paths] == [
-        "pseudo.json", "ignore.json", "results.json", "provenance.json"
+        "pseudo.json", "ignore.json", "dropped.json", "results.json", "provenance.json"
     ]  # fmt: skip
     content = read(run)
     assert content["images"] == [
@@ -101,7 +101,8 @@ def test_what_the_info_says(run):
     }  # fmt: skip
     side_car = read(run, "provenance.json")
     assert side_car["teachers"][0]["started"] == "10:31"
-    assert set(side_car["files"]) == {"pseudo.json", "ignore.json", "results.json"}
+    names = {"pseudo.json", "ignore.json", "dropped.json", "results.json"}
+    assert set(side_car["files"]) == names
 
 
 def test_equal_runs_give_equal_bytes(tmp_path):

@@ -229,5 +229,9 @@ def test_settings_reach_the_teacher(case):
     assert (model.test_score_thresh, model.test_nms_thresh) == (0.3, 0.4)
     assert model.max_detections_per_image == 7
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (48, 100)
+    opts = ("MODEL.RETINANET.NMS_THRESH_TEST", "0.45")
+    for nms in (None, 0):  # the teacher's own
+        own = teacher_config(TeacherSource(*case.teachers[0], opts), GenerateSettings(nms=nms))
+        assert own.MODEL.RETINANET.NMS_THRESH_TEST == 0.45
     own = teacher_config(TeacherSource(*case.teachers[0]), GenerateSettings())
     assert own.MODEL.RETINANET.NMS_THRESH_TEST == 0.5 and own.INPUT.MIN_SIZE_TEST == 64

@@ -11,8 +11,10 @@ from recipe_cases import class_map, data_set, recipe, write_teacher
 from kd_d2.config.check import check_config
 from kd_d2.config.rules import ConfigError
 from kd_d2.data.shapes_render import CLASSES
+from kd_d2.projects.pseudo_label import training
 from kd_d2.projects.pseudo_label.check_recipe import check_recipe
 from kd_d2.projects.pseudo_label.class_lists import class_lists
+from kd_d2.projects.pseudo_label.phases import plan
 from kd_d2.projects.pseudo_label.recipe import (
     export_settings,
     filter_settings,
@@ -22,6 +24,7 @@ from kd_d2.projects.pseudo_label.recipe import (
     merge_settings,
     unified_classes,
 )
+from kd_d2.projects.pseudo_label.training import _recipe_hash
 
 SHAPES = tuple(CLASSES)
 FIRST, REST = SHAPES[:3], SHAPES[3:]
@@ -126,10 +129,13 @@ def test_what_the_stages_are_asked_for(folder, big):
         *("PSEUDO_LABEL.GENERATE.TOPK", 50, "PSEUDO_LABEL.GENERATE.SIZE", "(64, 128)"),
         *("PSEUDO_LABEL.FILTER.MAX_BOXES", 7, "PSEUDO_LABEL.WEIGHTS", "linear"),
         *("PSEUDO_LABEL.MERGE.THRESHOLDS", "per_class_fbeta", "DATALOADER.NUM_WORKERS", 3),
+        *("PSEUDO_LABEL.MERGE.BETA", 1, "PSEUDO_LABEL.MERGE.LIMITS", "[0.2, 0.95]"),
+        *("PSEUDO_LABEL.GENERATE.NMS", 0.6),
         teachers=[big],
     )
     generate, merge = generate_settings(cfg), merge_settings(cfg, SHAPES)
     assert (generate.topk, generate.size, generate.num_workers) == (50, (64, 128), 3)
+    assert (generate.nms, merge.beta, merge.limits) == (0.6, 1, (0.2, 0.95))
     assert merge.labels.name == "shapes_train_10p_s0" and merge.threshold_mode == "per_class_fbeta"
     assert filter_settings(cfg).max_boxes == 7 and export_settings(cfg).weight_mode == "linear"
     assert labels_folder(cfg) == os.path.abspath(folder / "out" / "labels")
@@ -184,6 +190,16 @@ NODE = "PSEUDO_LABEL."
         ({"MERGE.THRESHOLD": "1.5"}, "MERGE.THRESHOLD is 1.5"),
         ({"MERGE.THRESHOLDS": "file"}, "threshold_file"),
         ({"FILTER.MIN_AGREEMENT": "0.7"}, "MIN_AGREEMENT needs mirrored images"),
+        (
+            {"../MODEL.LABEL_WEIGHTS.BOX_LOSS": "reliable"},
+            "BOX_LOSS reliable needs mirrored images",
+        ),
+        ({"FILTER.T_IGNORE": "0.6"}, "t_ignore is 0.6, above the threshold 0.4 of 'circle'"),
+        ({"GENERATE.NMS": "1.5"}, "GENERATE.NMS is 1.5; it must be a number from 0 to 1, or None"),
+        ({"MERGE.BETA": "0.0"}, "MERGE.BETA is 0.0; it must be a number above 0"),
+        ({"MERGE.LIMITS": "(0.9, 0.3)"}, "MERGE.LIMITS is .*the lower one first"),
+        ({"MERGE.LIMITS": "(0.3, 1.0)"}, "MERGE.LIMITS is .*between 0 and 1"),
+        ({"MERGE.LIMITS": "(0.3,)"}, "MERGE.LIMITS is .*two numbers"),
         ({"FILTER.T_IGNORE": "7.0"}, "FILTER.T_IGNORE is 7.0"),
         ({"PHASE_C.MISSING": "guess"}, "PHASE_C.MISSING is 'guess'"),
         ({"PHASE_C.MIX_PSEUDO": "1.0"}, "MIX_PSEUDO is 1.0; it must be a number .*below 1"),
@@ -202,6 +218,75 @@ def test_mistakes(overrides, words, folder, big):
         check_config(cfg)
         check_recipe(cfg)
     assert "\n" not in str(caught.value)
+
+
+def test_what_the_stages_do_by_default(folder, big):
+    cfg = recipe(folder, teachers=[big])
+    merge = merge_settings(cfg, SHAPES)
+    assert (generate_settings(cfg).nms, merge.beta, merge.limits) == (None, 0.5, (0.3, 0.9))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"PSEUDO_LABEL.GENERATE.FLIP": "True"},
+        {"PSEUDO_LABEL.BASELINE": "labels"},  # nobody makes labels
+        {"MODEL.LABEL_WEIGHTS.BOX_LOSS": "none"},
+    ],
+)
+def test_reliable_boxes_need_mirrored_images_only_where_they_are_made(values, folder, big):
+    values = {"MODEL.LABEL_WEIGHTS.BOX_LOSS": "reliable", **values}
+    check_recipe(recipe(folder, *(x for pair in values.items() for x in pair), teachers=[big]))
+
+
+def test_another_threshold_is_another_recipe(folder, big):
+    """Trainings on labels that were made otherwise are not gone on with."""
+
+    def hash_with(*overrides):
+        cfg = recipe(folder, *overrides, teachers=[big])
+        return _recipe_hash(cfg, plan(cfg, class_lists(cfg), 200)[0])
+
+    values = [(), (NODE + "GENERATE.NMS", 0.6), (NODE + "MERGE.BETA", 1.0)]
+    hashes = [hash_with(*x) for x in (*values, (NODE + "MERGE.LIMITS", "(0.2, 0.9)"))]
+    assert len(set(hashes)) == 4 and hash_with() == hashes[0]
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        (
+            {"MERGE.THRESHOLDS": "per_class_fbeta", "PHASE_B_IMAGES": "unlabeled"},
+            "None of the images of shapes_train_10p_s0 is in the run",
+        ),
+        (
+            {"MERGE.THRESHOLDS": "per_class_fbeta", "MERGE.THRESHOLD_LABELS": "shapes_val"},
+            "None of the images of shapes_val is in the run",
+        ),
+        (
+            {"MERGE.THRESHOLDS": "per_class_count", "MERGE.THRESHOLD_LABELS": "shapes_unlabeled"},
+            "shapes_unlabeled has no labelled image",
+        ),
+        (
+            {"MERGE.THRESHOLDS": "per_class_count", "FILTER.T_IGNORE": "0.35"},
+            "t_ignore is 0.35, above the threshold 0.3 that 'circle' may get",
+        ),
+    ],
+)
+def test_thresholds_that_cannot_be_found(values, words, folder, big, tmp_path, monkeypatch):
+    """Told before there is a run, which other images would not fit, and before it takes hours."""
+
+    def fail(*_, **__):
+        raise AssertionError("begun")
+
+    monkeypatch.setattr(training, "prepare_run", fail)
+    pairs = [x for key, value in values.items() for x in (NODE + key, value)]
+    cfg = recipe(folder, *pairs, "OUTPUT_DIR", tmp_path, teachers=[big])
+    with pytest.raises(ConfigError, match=words):
+        check_recipe(cfg)
+        training.make_labels(cfg, class_lists(cfg))
+    usual = recipe(folder, "OUTPUT_DIR", tmp_path, *pairs[:2], teachers=[big])
+    with pytest.raises(AssertionError, match="begun"):
+        training.make_labels(usual, class_lists(usual))
 
 
 def test_a_student_that_cannot_mask_classes(folder, big):

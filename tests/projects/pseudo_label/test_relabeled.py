@@ -15,11 +15,13 @@ from relabeled_cases import (
     image,
     named,
     read,
+    registering,
 )
 from tiny_models import tiny_cfg
 
 from kd_d2.data.requirements import check_num_classes
 from kd_d2.engine import DistillationTrainer
+from kd_d2.projects.pseudo_label import relabeled
 from kd_d2.projects.pseudo_label.shards import USED
 
 
@@ -48,16 +50,29 @@ def test_missing_classes_from_pseudo_labels(exported, labelled, tmp_path):
             (1, 0, 0, 10, 10, 0.45, 1, 1),  # however much it overlaps
         ],
         [(0, 30, 30, 70, 50, None, 0, 1), (1, 5, 5, 25, 25, 0.9, 0, 0)],
-        [(0, 1, 1, 9, 9, None, 0, 0)],
+        [(0, 1, 1, 9, 9, None, 0, 0), (1, 30, 30, 50, 50, 0.45, 1, 1)],
     ]
     own, added, _ = records[0]["annotations"]
     assert own["segmentation"] == [[0, 0, 10, 0, 10, 10]] and "weight" not in own
     assert (added["weight"], added["box_agreement"], added["teacher"]) == (0.75, 0.8125, "big")
-    # the third image has no pseudo labels
-    assert [x["covered_classes"] for x in records] == [[0, 1], [0, 1], [0]]
+    assert [x["covered_classes"] for x in records] == [[0, 1]] * 3
     # what is registered stays as it was
     assert [len(x["annotations"]) for x in DatasetCatalog.get(labelled)] == [2, 1, 1]
     assert "covered_classes" not in DatasetCatalog.get(labelled)[0]
+
+
+def test_images_that_the_teachers_have_not_seen_are_told(exported, labelled, tmp_path, caplog):
+    view = {"missing": "pseudo", "pseudo_labels": str(exported)}
+    caplog.set_level("INFO", logger=relabeled.__name__)
+    with registering() as register:
+        records = [image(tmp_path, 1), image(tmp_path, 77, box(1, 0, 0, 4, 4))]
+        register("relabeled_unseen", records)
+        read(tmp_path, datasets=["relabeled_unseen", labelled], **view)
+    unseen, seen = (x for x in caplog.records if x.name == relabeled.__name__)
+    assert unseen.levelname == "WARNING" and seen.levelname == "INFO"
+    assert "1 of the 2 images of 'relabeled_unseen'" in unseen.message
+    assert "adds 1 boxes" in unseen.message and "background in the other" in unseen.message
+    assert "3 of the 3" in seen.message and "background" not in seen.message
 
 
 def test_which_boxes_are_added(register, tmp_path):
@@ -126,7 +141,7 @@ def test_no_class_is_missing(exported, labelled, missing, tmp_path):
 
 @pytest.mark.parametrize(
     "missing, covered",
-    [("pseudo", [[0, 1], [0, 1], [0], [0, 1], [0, 1]]), ("mask", [[0]] * 3 + [[0, 1]] * 2)],
+    [("pseudo", [[0, 1]] * 5), ("mask", [[0]] * 3 + [[0, 1]] * 2)],
 )
 def test_other_images(exported, labelled, missing, covered, tmp_path):
     view = {"missing": missing, "pseudo_labels": str(exported), "others": True}
@@ -191,7 +206,7 @@ def test_a_data_set_that_lacks_nothing_beside_another(exported, labelled, regist
     view = {"missing": "pseudo", "pseudo_labels": str(exported)}
     found = read(tmp_path, datasets=[labelled, "relabeled_whole"], **view)
     assert seen(found[3]) == [(1, 0, 0, 4, 4, None, 0, 0)]
-    assert [x["covered_classes"] for x in found] == [[0, 1], [0, 1], [0], [0, 1]]
+    assert [x["covered_classes"] for x in found] == [[0, 1]] * 4
 
 
 def test_other_images_lack_what_the_teachers_did_not_know(exported, register, tmp_path):
@@ -220,7 +235,7 @@ def test_a_training_reads_it(exported, labelled, tmp_path):
     assert gt.gt_weights.tolist() == [1, 0.75]
     assert gt.ignore_boxes.tensor.tolist() == [[0, 0, 10, 10]]
     assert found[101]["instances"].gt_classes.tolist() == [1]
-    assert found[102]["covered_classes"] == [0]
+    assert found[102]["instances"].ignore_boxes.tensor.tolist() == [[30, 30, 50, 50]]
 
 
 def test_classes_are_known_before_anything_is_read(register, tmp_path):
