@@ -15,6 +15,7 @@ from .merge import merge_run, unify_classes
 from .merge_settings import MODES, MergeSettings
 from .merging import SCORE_TYPES
 from .offline import label_images
+from .prepare import PlannedRun
 from .report import write_report
 from .run_folder import RunFolder
 from .sheet import SheetSettings, write_sheet
@@ -91,8 +92,8 @@ def _generate(args: argparse.Namespace) -> int:
     return _generated(*generating.from_arguments(args))
 
 
-def _generated(run: RunFolder, settings: generating.GenerateSettings) -> int:
-    report = generating.generate(run, settings)
+def _generated(run: PlannedRun, settings: generating.GenerateSettings) -> int:
+    report = generating.generate(run.begin(), settings)
     print(
         f"{report.detections} detections in {report.images} images, {report.failed} of which "
         f"cannot be read; {report.images_per_second:.1f} images/s here."

@@ -44,7 +44,7 @@ from .recipe import (
     teacher_sources,
 )
 from .relabeled import write_view
-from .run_folder import hash_of
+from .run_folder import RunFolder, hash_of
 from .sources import check_no_leak, from_names
 
 MARKER = "phase.json"
@@ -130,7 +130,7 @@ def make_labels(cfg: CfgNode, classes: PhaseClasses) -> None:
     if comm.is_main_process():
         labels = people_s_labels(cfg) if cfg.PSEUDO_LABEL.LABELED else None
         label_images(
-            run,
+            RunFolder(folder),  # as it began, whatever machine and version go on with it
             merge,
             filter_settings(cfg),
             export_settings(cfg),
