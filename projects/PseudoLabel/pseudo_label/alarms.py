@@ -24,7 +24,8 @@ def _of_images(s: Statistics) -> Iterator[str]:
     if images["failed"] > _FAILED * images["all"]:
         yield (
             f"{_part(images['failed'], images['all'])} of the images could not be read: see why in "
-            "errors.jsonl of the run, mend them, and generate again."
+            "errors.jsonl of the run, mend them, run generate again with --retry-failed, and then "
+            "all other stages."
         )
     if images["uncertain"] > _UNCERTAIN * images["read"]:
         yield (

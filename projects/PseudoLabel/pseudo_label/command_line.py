@@ -15,6 +15,7 @@ from .merge import merge_run, unify_classes
 from .merge_settings import MODES, MergeSettings
 from .merging import SCORE_TYPES
 from .offline import check_offline, label_images
+from .prepare import PlannedRun
 from .report import write_report
 from .run_folder import RunFolder
 from .sheet import SheetSettings, write_sheet
@@ -59,7 +60,7 @@ def _run_all(args: argparse.Namespace) -> int:
     run, settings = generating.from_arguments(args)
     unified, _ = unify_classes(run, merge)
     checked_ids(list(unified.names), ids)
-    teachers, images = [x.name for x in run.teachers], list(run.images())
+    teachers, images = [x.name for x in run.teachers], run.images
     check_offline(teachers, unified, images, merge, filter_, export, labels=labels, truth=truth)
     _generated(run, settings)
     folder = label_images(
@@ -94,8 +95,8 @@ def _generate(args: argparse.Namespace) -> int:
     return _generated(*generating.from_arguments(args))
 
 
-def _generated(run: RunFolder, settings: generating.GenerateSettings) -> int:
-    report = generating.generate(run, settings)
+def _generated(run: PlannedRun, settings: generating.GenerateSettings) -> int:
+    report = generating.generate(run.begin(), settings)
     print(
         f"{report.detections} detections in {report.images} images, {report.failed} of which "
         f"cannot be read; {report.images_per_second:.1f} images/s here."

@@ -47,6 +47,8 @@ STATUS_NAMES = {
     EMPTY: "empty",
 }
 
+_OF_BOXES = ("categories", "t_keep", "t_ignore", "settings", "merge", "made_of")
+
 
 def filter_run(run: RunFolder, settings: FilterSettings) -> Path:
     """Filters what the stage merge has made; if that is done already in the same way, it stays.
@@ -74,8 +76,8 @@ def filter_run(run: RunFolder, settings: FilterSettings) -> Path:
         "t_ignore": dict(zip(categories, t_ignore.tolist())),
         "settings": asdict(settings),
     }
-    content["merge"] = merge["hash"]
-    content["hash"] = hash_of(content)
+    content |= {"merge": merge["hash"], "made_of": merge.get("made_of")}
+    content["hash"] = filter_hash(content)
     folders = [run.filtered, run.ignored]
     if stage_is_done(run, "filter", content, folders):
         return run.folder / "filter.json"
@@ -90,6 +92,18 @@ def filter_run(run: RunFolder, settings: FilterSettings) -> Path:
             write_shard(folder, shard, contents, content["hash"])
         totals.add(shard, found, status)
     return write_stage(run, "filter", content | totals.record(categories))
+
+
+def filter_hash(content: Mapping[str, Any]) -> str:
+    """Hash of all that pseudo boxes and ignore boxes depend on.
+
+    Args:
+        content: what ``filter.json`` says.
+
+    Raises:
+        KeyError: it is no such content.
+    """
+    return hash_of({key: content[key] for key in _OF_BOXES})
 
 
 def _thresholds(

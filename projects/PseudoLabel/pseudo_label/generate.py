@@ -19,7 +19,7 @@ from kd_d2.checkpoint import atomic_write
 
 from .claims import Claims
 from .leaks import check_no_leak
-from .prepare import prepare_run
+from .prepare import PlannedRun, plan_run, prepare_run
 from .progress import Progress
 from .run_folder import RunError, RunFolder
 from .settings import GenerateSettings
@@ -149,9 +149,10 @@ def _finish(run: RunFolder, settings: GenerateSettings, progress: Progress) -> R
         path, reason, _ = min(errors)
         raise RunError(
             f"{failed} of {run.num_images} images cannot be read, more than a share of "
-            f"{settings.max_failed_share:g} (first {path}: {reason}). All else is done. Mend them "
-            f"and delete from {run.folder / 'raw'} the shards that errors.jsonl names, or allow a "
-            "larger share, and run again."
+            f"{settings.max_failed_share:g} (first {path}: {reason}; all are in "
+            f"{run.folder / 'errors.jsonl'}). All else is done. Mend them and run generate, or "
+            "all, of tools/pseudo_label.py on this folder with --retry-failed; or allow a larger "
+            "share (--max-failed-share, or MAX_FAILED_SHARE in a config) and run again."
         )
     return Report(run.num_images, failed, detections, progress.images, progress.images_per_second)
 
@@ -187,7 +188,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images that are done or not as a whole, default %(default)s")  # fmt: skip
     add("--max-failed-share", type=float, default=default.max_failed_share,
         help="share of images that may be unreadable, default %(default)s")  # fmt: skip
-    add("--new-run", action="store_true", help="delete what other settings left in the folder")
+    add("--new-run", action="store_true",
+        help="delete what other settings left in the folder; what equal ones left "
+        "stays")  # fmt: skip
+    add("--retry-failed", action="store_true",
+        help="do the shards again that have images which could not be read")  # fmt: skip
     add("--forbid", nargs="+", default=[], metavar="DATASET",
         help="test sets, none of whose images may be among --images: no file of equal contents, "
         "and none of equal name, whatever its suffix, that shows the same; equal names alone do no "
@@ -197,8 +202,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the teachers' configs")
 
 
-def from_arguments(args: argparse.Namespace) -> tuple[RunFolder, GenerateSettings]:
-    """The run and the settings that a command line asks for, checked.
+def from_arguments(args: argparse.Namespace) -> tuple[PlannedRun, GenerateSettings]:
+    """The run and the settings that a command line asks for, checked; nothing is written yet.
 
     Raises:
         ValueError, OSError: it asks for what cannot be.
@@ -222,5 +227,5 @@ def from_arguments(args: argparse.Namespace) -> tuple[RunFolder, GenerateSetting
     root, images = from_names(args.images, args.image_root, [args.output])
     check_no_leak(images, args.forbid)
     about = {"licence": args.licence, "origin": args.origin}
-    run = prepare_run(args.output, images, root, teachers, settings, args.new_run, **about)
-    return run, settings
+    anew = {"new_run": args.new_run, "retry_failed": args.retry_failed}
+    return plan_run(args.output, images, root, teachers, settings, **anew, **about), settings

@@ -4,7 +4,7 @@ Symbols: C unified categories, k images of a shard.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -105,14 +105,13 @@ class LabelledRun:
             images = self.filter["images"]
             self.num_used: int = images["used"]
             self.num_dropped = sum(images.values()) - images["used"] - images["failed"]
-            of_earlier_merge = self.filter["merge"] != self.merge["hash"]
             hashes = (self.merge["hash"], self.filter["hash"], self.filter["hash"])
         except KeyError as error:
             raise RunError(
                 f"merge.json and filter.json of {run.folder} do not fit together ({error} is "
                 "missing): run merge and then filter again."
             ) from None
-        if of_earlier_merge:
+        if is_of_earlier_merge(self.merge, self.filter):
             raise RunError(
                 f"{run.folder / 'filter.json'} is of an earlier merge, with other boxes or "
                 "thresholds: run the stage filter again."
@@ -142,6 +141,16 @@ class LabelledRun:
         """All, in the order of the run; ``task`` is what the progress bar of a terminal says."""
         for shard in tqdm(self.run.shards, desc=task, unit="shard", disable=None, leave=False):
             yield self.read(shard)
+
+
+def is_of_earlier_merge(merge: Mapping[str, Any], filter: Mapping[str, Any]) -> bool:
+    """Whether boxes were merged in another way, or of other detections, since they were filtered.
+
+    Args:
+        merge, filter: what ``merge.json`` and ``filter.json`` say.
+    """
+    of_merge = filter.get("merge"), filter.get("made_of")
+    return of_merge != (merge["hash"], merge.get("made_of"))
 
 
 def read_stage(run: RunFolder, stage: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ It reads the raw shards, and writes ``merged/`` and ``merge.json``.
 Symbols: T teachers, C unified classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from .class_map import Unified, map_of, read_parents, unify
 from .detections import Detections
 from .merge_settings import MergeSettings
 from .merging import keep_children, merge_nms, merge_vote, merge_wbf
-from .raw_detections import check_generated, read_unified
+from .prepare import PlannedRun
+from .raw_detections import check_generated, raw_hashes, read_unified
 from .run_folder import RunError, RunFolder, hash_of
 from .run_thresholds import teacher_thresholds
 from .shards import Shard, ShardContents, read_shard, write_shard
@@ -29,6 +30,7 @@ from .stage_files import shards_to_do, stage_is_done, write_stage
 
 COMMON_THRESHOLD = 0.5
 """The threshold of every class on the common scale of several teachers."""
+_BOXES = ("categories", "known_by", "class_maps", "parents", "thresholds", "calibrated", "highest")
 _OF_BOXES = ("mode", "iou", "score_type", "weights", "min_votes", "parent_iou")
 
 
@@ -88,10 +90,11 @@ def merge_run(
     check_generated(run)
     thresholds = teacher_thresholds(run, unified, settings)
     plan = _plan(settings, unified, parents, thresholds)
-    content = _record(run, plan, thresholds)
-    if stage_is_done(run, "merge", content, [run.merged]):
+    made_of = raw_hashes(run)
+    content = _record(run, plan, thresholds) | {"made_of": hash_of(made_of)}
+    if stage_is_done(run, "merge", content, [run.merged], made_of):
         return run.folder / "merge.json"
-    to_do = set(shards_to_do(run, "merge", content["hash"], run.merged))
+    to_do = set(shards_to_do(run, "merge", content["hash"], run.merged, made_of))
     names = [t.name for t in run.teachers]
     agreement, num_raw, num_merged = TeacherAgreement(unified), np.zeros(len(names), np.int64), 0
     for done, shard in enumerate(run.shards, 1):
@@ -102,7 +105,7 @@ def merge_run(
             merged = merge_detections(plan, parts)
             highest = highest_scores(plan, parts, shard) if plan.lowers else None
             contents = ShardContents(merged, sizes, failed, highest=highest)
-            write_shard(run.merged, shard, contents, content["hash"])
+            write_shard(run.merged, shard, contents, content["hash"], made_of[shard.name])
         else:
             merged = read_shard(run.merged, shard).detections
         num_merged += len(merged)
@@ -154,7 +157,7 @@ def _merge(plan: MergePlan, d: Detections) -> Detections:
     return merge_wbf(d, known, iou, settings.score_type, plan.weights)
 
 
-def _check_names(run: RunFolder, settings: MergeSettings) -> None:
+def _check_names(run: RunFolder | PlannedRun, settings: MergeSettings) -> None:
     names = [t.name for t in run.teachers]
     for kind, given in (("class map", settings.class_maps), ("weight", settings.weights)):
         for name in given:
@@ -167,7 +170,9 @@ def _check_names(run: RunFolder, settings: MergeSettings) -> None:
         )
 
 
-def unify_classes(run: RunFolder, settings: MergeSettings) -> tuple[Unified, dict[int, int]]:
+def unify_classes(
+    run: RunFolder | PlannedRun, settings: MergeSettings
+) -> tuple[Unified, dict[int, int]]:
     """The unified classes of a run, and child -> parent by their numbers; needs no detections.
 
     Raises:
@@ -203,8 +208,7 @@ def _record(
     """What ``merge.json`` says before the first shard is merged."""
     names, teachers = plan.unified.names, [t.name for t in run.teachers]
     lookup = [x.tolist() for x in plan.unified.lookup]
-    settings = plan.settings.record()
-    content = {
+    content: dict[str, Any] = {
         "categories": list(names),
         "known_by": {
             name: [teachers[t] for t in by] for name, by in zip(names, plan.unified.known_by)
@@ -216,17 +220,28 @@ def _record(
         "parents": {names[child]: names[parent] for child, parent in plan.parents.items()},
         "thresholds": thresholds,
         "calibrated": plan.calibrated,
+        "highest": plan.lowers,  # whether shards have the highest scores
     }
+    content["settings"] = plan.settings.record()
+    return content | {"hash": merge_hash(run, content)}
+
+
+def merge_hash(run: RunFolder, content: Mapping[str, Any]) -> str:
+    """Hash of how boxes are merged, and of whom; what the teachers have found has its own.
+
+    Args:
+        content: what ``merge.json`` says.
+
+    Raises:
+        KeyError, TypeError: it is no such content.
+    """
     # settings by which the thresholds were found do not matter for the boxes
-    made_by = content | {
+    made_by = {key: content[key] for key in _BOXES} | {
         "images": run.image_list,
-        "raw": [[t.name, t.run] for t in run.teachers],
-        "lookup": lookup,
-        "settings": {key: settings[key] for key in _OF_BOXES},
+        "raw": [[t.name, t.run, t.classes] for t in run.teachers],
+        "settings": {key: content["settings"][key] for key in _OF_BOXES},
     }
-    if plan.lowers:  # shards without the highest scores do not do
-        made_by["highest"] = True
-    return content | {"settings": settings, "hash": hash_of(made_by)}
+    return hash_of(made_by)
 
 
 def _read(

@@ -7,16 +7,23 @@ import time
 from tqdm import tqdm
 
 from .run_folder import RunFolder
+from .speed import Stopwatch
 
 _COUNT_EVERY = 20.0  # seconds between two looks at what the others have done
 
 
 class Progress:
-    """Counts images of shards that are done, once for each teacher; tells this worker's speed."""
+    """Counts images of shards that are done, once for each teacher; tells this worker's speed.
+
+    Leaving the context writes what this worker has done, and in what time.
+
+    Attributes:
+        watch: of this worker.
+    """
 
     def __init__(self, run: RunFolder):
         self._run, self._shards = run, run.shards
-        self.images = 0
+        self.images, self.watch = 0, Stopwatch()
         self._start = self._counted = time.monotonic()
         on_terminal = sys.stderr.isatty()
         self._bar = tqdm(
@@ -35,6 +42,7 @@ class Progress:
     def __exit__(self, *_) -> None:
         self._count()
         self._bar.close()
+        self.watch.write(self._run)
 
     @property
     def seconds(self) -> float:
@@ -45,9 +53,10 @@ class Progress:
         """Of this worker."""
         return self.images / max(self.seconds, 1e-9)
 
-    def add(self, images: int) -> None:
-        """This worker has done so many more."""
+    def add(self, teacher: str, images: int) -> None:
+        """This worker has done so many more of a teacher."""
         self.images += images
+        self.watch.add(teacher, images)
         now = time.monotonic()
         if now - self._counted > _COUNT_EVERY:
             self._count()

@@ -8,9 +8,11 @@ import kd_d2
 
 from .labelled_run import STAGES, read_stage
 from .run_folder import RunFolder
+from .speed import speeds
 
 VOLATILE = (
-    *("command", "started", "ended", "date", "seconds", "images_per_second", "workers"),
+    *("command", "started", "ended", "date"),
+    *("images_done", "seconds", "images_per_second", "workers"),
     *("host", "hardware", "pid", "root", "config_file", "weights"),
 )
 """Keys of a teacher's or the images' record that may differ between equal runs; what is exported
@@ -23,6 +25,7 @@ def provenance(run: RunFolder) -> dict[str, Any]:
     Raises:
         RunError: a stage's record cannot be read.
     """
+    speed = speeds(run)
     content: dict[str, Any] = {
         "contains_human_labels": False,
         "tool": f"kd_d2 {kd_d2.__version__}",
@@ -33,7 +36,9 @@ def provenance(run: RunFolder) -> dict[str, Any]:
             "root": run.root,
         },
         "teachers": [
-            {"name": t.name, "classes": list(t.classes), "run": t.run} | t.provenance
+            {"name": t.name, "classes": list(t.classes), "run": t.run}
+            | t.provenance
+            | speed.get(t.name, {})
             for t in run.teachers
         ],
     }

@@ -1,8 +1,8 @@
 """What teachers found, read from their raw shards in unified classes."""
 
 from .class_map import Unified
-from .run_folder import RunError, RunFolder
-from .shards import Shard, ShardContents, read_shard, undone
+from .run_folder import RunError, RunFolder, hash_of
+from .shards import Shard, ShardContents, done_record, read_shard, undone
 
 
 def check_generated(run: RunFolder) -> None:
@@ -18,6 +18,15 @@ def check_generated(run: RunFolder) -> None:
                 f"{len(missing)} of {len(run.shards)} shards of {teacher.name} in {run.folder} are "
                 "not complete: run the stage generate until it is done."
             )
+
+
+def raw_hashes(run: RunFolder) -> dict[str, str]:
+    """Name of each shard -> hash of what all teachers have found in its images, or not read."""
+    folders = [run.raw(teacher) for teacher in run.teachers]
+    return {
+        shard.name: hash_of([done_record(folder, shard) for folder in folders])
+        for shard in run.shards
+    }
 
 
 def read_unified(run: RunFolder, teacher: int, shard: Shard, unified: Unified) -> ShardContents:

@@ -180,8 +180,21 @@ def _agreement(s: Statistics) -> Table:
 
 
 def _throughput(s: Statistics) -> Table:
-    rows = [[name, f"{x:.1f}"] for name, x in s.throughput.items()]
-    return Table("Speed", "", ["teacher", "images per second"], rows)
+    rows = [
+        [
+            name,
+            f"{x['images_done']:,}",
+            f"{x['seconds']:,.0f}",
+            _number(x["images_per_second"], 2),
+            str(x["workers"]),
+        ]
+        for name, x in s.throughput.items()
+    ]
+    note = (
+        "images: also those of shards that were begun and not finished; seconds: of all processes "
+        "added up, but for those that were killed; per second: images of one process."
+    )
+    return Table("Speed", note, ["teacher", "images", "seconds", "per second", "processes"], rows)
 
 
 def _quality(q: Quality | None) -> list[str]:

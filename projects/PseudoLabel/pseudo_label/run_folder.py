@@ -3,6 +3,7 @@
 run.json                  teachers, settings, hash of the image list; written by generate
 images.jsonl              a line for each image, in the order of the run
 raw/<teacher>/            shards of all that a teacher found (generate)
+speed/                    how long that took, a file for each process
 merged/, merge.json       shards of unified classes, and how they came about (merge)
 filtered/, ignored/       shards of pseudo boxes and of ignore boxes (filter), and
 filter.json               by which thresholds, and how many fell to which filter
@@ -13,15 +14,17 @@ offline.json              what all stages in a row made them of (offline)
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kd_d2.checkpoint import atomic_write
+from kd_d2.checkpoint import atomic_write, file_sha256
 
 from .shards import SIZE, Shard, split
+
+_SEAL = "sha256"  # of a record, in itself
 
 
 class RunError(ValueError):
@@ -66,6 +69,22 @@ def hash_of(value: Any) -> str:
     """Hash of anything that JSON can hold; equal for equal values."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its own hash in it."""
+    return {**content, _SEAL: hash_of(content)}
+
+
+def is_sealed(content: Mapping[str, Any]) -> bool:
+    """Whether a record is as it was sealed; those of versions that did not seal count as such.
+
+    >>> content = sealed({"floor": 0.05})
+    >>> is_sealed(content), is_sealed(content | {"floor": 0.1}), is_sealed({"floor": 0.1})
+    (True, False, True)
+    """
+    bare = {key: value for key, value in content.items() if key != _SEAL}
+    return content.get(_SEAL) in (None, hash_of(bare))
 
 
 def image_list_hash(images: Iterable[ImageRecord]) -> str:
@@ -118,11 +137,27 @@ class RunFolder:
             "shard_size": shard_size,
             "num_images": len(images),
             "image_list": image_list_hash(images),
+            "images_jsonl": file_sha256(str(folder / "images.jsonl")),
             "teachers": [asdict(t) for t in teachers],
         }
         with atomic_write(str(folder / "run.json"), "w") as f:
-            json.dump(content, f, indent=1, sort_keys=True)
+            json.dump(sealed(content), f, indent=1, sort_keys=True)
         return cls(folder)
+
+    @property
+    def is_as_written(self) -> bool:
+        """Whether ``run.json`` is."""
+        return is_sealed(self._content)
+
+    @property
+    def has_images_as_written(self) -> bool:
+        """Whether ``images.jsonl`` is; runs of versions that did not note its hash count as such.
+
+        Raises:
+            OSError: it is not there.
+        """
+        now = file_sha256(str(self.folder / "images.jsonl"))
+        return self._content.get("images_jsonl") in (None, now)
 
     @property
     def image_list(self) -> str:

@@ -13,9 +13,10 @@ import json
 import os
 import uuid
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ USED, FAILED, UNCERTAIN, AMBIGUOUS, EMPTY = range(5)
 no pseudo box but something that may be an object; because too many of its boxes are uncertain;
 because it has no pseudo box at all, and such images are not wanted."""
 
+_RECORD = {"run": str, "failed": dict, "bytes": int, "sha256": str}
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # in place of the time, which would change the bytes
 
 
@@ -94,11 +96,14 @@ def split(images: Iterable[str], size: int = SIZE) -> list[Shard]:
         shards.append(Shard(index, first, first + len(chunk), f"{index:06d}-{digest}"))
 
 
-def write_shard(folder: Path, shard: Shard, contents: ShardContents, run: str) -> None:
+def write_shard(
+    folder: Path, shard: Shard, contents: ShardContents, run: str, made_of: str | None = None
+) -> None:
     """Writes a shard, and then that it is done.
 
     Args:
-        run: hash of all that the contents depend on.
+        run: hash of all that the contents of every shard in the folder depend on.
+        made_of: hash of the shards that this one is made of, where they may be made anew.
     """
     arrays = contents.detections.arrays() | {"sizes": contents.sizes.astype(np.int32)}
     arrays["status"] = contents.image_status(shard.first).astype(np.int8)
@@ -113,18 +118,23 @@ def write_shard(folder: Path, shard: Shard, contents: ShardContents, run: str) -
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
+    if made_of is not None:
+        record["made_of"] = made_of
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / f"{shard.name}.npz", data)
     _write(folder / f"{shard.name}.done", json.dumps(record, sort_keys=True).encode())
 
 
-def is_done(folder: Path, shard: Shard, run: str) -> bool:
+def is_done(folder: Path, shard: Shard, run: str, made_of: str | None = None) -> bool:
     """Whether a whole shard of this run is there; the file is looked at by its size only.
+
+    Args:
+        made_of: what it must be made of; None: that does not matter.
 
     Raises:
         ShardError: it is there, of another run.
     """
-    record = _record(folder, shard)
+    record = done_record(folder, shard)
     if record is None:
         return False
     if record["run"] != run:
@@ -132,17 +142,25 @@ def is_done(folder: Path, shard: Shard, run: str) -> bool:
             f"{folder / shard.name}.done is of another run, with other settings, weights or "
             "images: give another output folder, or --new-run to begin anew here."
         )
+    if made_of is not None and record.get("made_of") != made_of:
+        return False
     path = folder / f"{shard.name}.npz"
     return path.exists() and path.stat().st_size == record["bytes"]
 
 
-def undone(folder: Path, shards: Sequence[Shard], run: str) -> list[Shard]:
+def undone(
+    folder: Path, shards: Sequence[Shard], run: str, made_of: Mapping[str, str] | None = None
+) -> list[Shard]:
     """Those of the shards of this run that are not there, or not whole.
+
+    Args:
+        made_of: name of a shard -> what it must be made of.
 
     Raises:
         ShardError: one is there, of another run.
     """
-    return [shard for shard in shards if not is_done(folder, shard, run)]
+    made_of = made_of or {}
+    return [x for x in shards if not is_done(folder, x, run, made_of.get(x.name))]
 
 
 def read_shard(folder: Path, shard: Shard) -> ShardContents:
@@ -150,7 +168,7 @@ def read_shard(folder: Path, shard: Shard) -> ShardContents:
     Raises:
         ShardError: it is missing, incomplete or changed.
     """
-    record, path = _record(folder, shard), folder / f"{shard.name}.npz"
+    record, path = done_record(folder, shard), folder / f"{shard.name}.npz"
     if record is None or not path.exists():
         raise ShardError(f"{path} is not complete: run the stage that writes it again.")
     data = path.read_bytes()
@@ -162,11 +180,24 @@ def read_shard(folder: Path, shard: Shard) -> ShardContents:
     return ShardContents(Detections(**arrays), sizes, failed, status, highest)
 
 
-def _record(folder: Path, shard: Shard) -> dict | None:
+def done_record(folder: Path, shard: Shard) -> dict[str, Any] | None:
+    """What was written when a shard was done; None: it is not done, or nobody can read that."""
     try:
-        return json.loads((folder / f"{shard.name}.done").read_bytes())
+        record = json.loads((folder / f"{shard.name}.done").read_bytes())
     except (OSError, ValueError):
         return None
+    if not isinstance(record, dict):
+        return None
+    whole = all(isinstance(record.get(key), kind) for key, kind in _RECORD.items())
+    return record if whole else None
+
+
+def forget_failed(folder: Path, shards: Sequence[Shard]) -> None:
+    """Shards with images that could not be read are no longer done, and so will be made again."""
+    for shard in shards:
+        record = done_record(folder, shard)
+        if record and record["failed"]:
+            (folder / f"{shard.name}.done").unlink(missing_ok=True)
 
 
 def pack(arrays: dict[str, np.ndarray]) -> bytes:

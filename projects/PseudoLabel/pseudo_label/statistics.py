@@ -17,6 +17,7 @@ from .label_set import LabelSet
 from .labelled_run import LabelledRun, LabelledShard
 from .run_folder import RunFolder
 from .shards import FAILED, USED
+from .speed import speeds
 
 SCORE_BINS = 20
 MOST_BOXES = 100
@@ -85,7 +86,7 @@ class Statistics:
         boxes_per_image: number of used images with 0, 1, ..., ``MOST_BOXES`` or more pseudo boxes.
         filters: how many detections fell to each filter.
         agreement: teacher -> other teacher -> share of its boxes that the other has found, too.
-        throughput: teacher -> images per second, where the run has recorded it.
+        throughput: teacher -> what ``speeds`` says of it.
         labelled: name of the data set that shares are compared with.
         quality: of all classes.
         quality_images: "used" and "dropped" ones that people have labelled.
@@ -98,7 +99,7 @@ class Statistics:
     classes: list[ClassStatistics]
     filters: dict[str, int]
     agreement: Mapping[str, Mapping[str, float | None]]
-    throughput: dict[str, float]
+    throughput: dict[str, dict[str, Any]]
     labelled: str | None = None
     quality: Quality | None = None
     quality_images: dict[str, int] | None = None
@@ -205,7 +206,6 @@ class _Counts:
             )
             for c, name in enumerate(labels.categories)
         ]
-        speed = {t.name: t.provenance.get("images_per_second") for t in labels.run.teachers}
         return Statistics(
             images,
             self._per_image.tolist(),
@@ -213,7 +213,7 @@ class _Counts:
             classes,
             dict(labels.filter["counters"]),
             labels.merge["agreement"],
-            {name: float(x) for name, x in speed.items() if x},
+            speeds(labels.run),
         )
 
 

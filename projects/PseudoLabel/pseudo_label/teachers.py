@@ -7,7 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 import kd_d2
-from kd_d2.checkpoint import file_sha256, load_detector_weights, local_weights_path
+from kd_d2.checkpoint import CheckpointError, file_sha256, load_detector_weights, local_weights_path
 from kd_d2.config.check import check_config
 from kd_d2.config.names import detector_node
 from kd_d2.config.rules import ConfigError
@@ -138,6 +138,14 @@ def build_detector(cfg: CfgNode) -> nn.Module:
     return detector.eval().requires_grad_(False)
 
 
+def load_teacher(name: str, cfg: CfgNode) -> nn.Module:
+    """:func:`build_detector`, whose errors say which teacher they are of."""
+    try:
+        return build_detector(cfg)
+    except CheckpointError as error:
+        raise CheckpointError(f"Teacher {name}: {error}") from error
+
+
 def teacher_record(
     source: TeacherSource, settings: GenerateSettings, image_list: str, about: dict[str, Any]
 ) -> TeacherRecord:
@@ -165,8 +173,12 @@ def teacher_record(
         "opts": list(source.opts),
         **about,
     }
-    run = hash_of({key: provenance[key] for key in IDENTITY if key in provenance})
-    return TeacherRecord(source.name, class_names(cfg), run, provenance)
+    return TeacherRecord(source.name, class_names(cfg), teacher_hash(provenance), provenance)
+
+
+def teacher_hash(provenance: Mapping[str, Any]) -> str:
+    """Hash of all that a teacher's detections depend on."""
+    return hash_of({key: provenance[key] for key in IDENTITY if key in provenance})
 
 
 def _asked(settings: GenerateSettings) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from .recipe import (
     unified,
 )
 from .relabeled import write_view
-from .run_folder import hash_of
+from .run_folder import RunFolder, hash_of
 from .sources import from_names
 
 MARKER = "phase.json"
@@ -145,7 +145,9 @@ def make_labels(cfg: CfgNode, classes: PhaseClasses) -> None:
     report = generate(run, settings)
     logger.info("%d detections in %d images.", report.detections, report.images)
     if comm.is_main_process():
-        label_images(run, merge, keep, export, labels=labels, truth=truth)
+        # as it began, whatever machine and version go on with it
+        began = RunFolder(folder)
+        label_images(began, merge, keep, export, labels=labels, truth=truth)
         logger.info("Labels: %s; look at report/ and sheet/ beside it.", export_folder(cfg))
     if group is not None:
         dist.barrier(group)

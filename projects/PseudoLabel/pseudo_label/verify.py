@@ -4,17 +4,20 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kd_d2.checkpoint import file_sha256
 
-from .coco_files import read_info
 from .export import FOLDER as EXPORT
-from .labelled_run import read_stage
-from .publish import NEW, SIDE_CAR, read_side_car, tree_sha256
-from .run_folder import RunError, RunFolder, image_list_hash
+from .labelled_run import is_of_earlier_merge, read_stage
+from .publish import SIDE_CAR
+from .raw_detections import raw_hashes
+from .run_folder import RunError, RunFolder, hash_of, image_list_hash
 from .shards import FAILED, Shard, ShardError, is_done, read_shard
+from .verify_export import export_faults, other_run_faults
+from .verify_records import run_fault, stage_fault
 
 
 def verify(run_or_export: RunFolder | Path | str) -> list[str]:
@@ -35,52 +38,90 @@ def verify(run_or_export: RunFolder | Path | str) -> list[str]:
     if (folder / "run.json").exists():
         return list(_run_faults(RunFolder(folder)))
     if (folder / SIDE_CAR).exists():
-        return list(_export_faults(folder))
+        return export_faults(folder)
     raise RunError(
         f"{folder} holds neither a run (run.json) nor exported labels ({SIDE_CAR}): check the path."
     )
 
 
 def _run_faults(run: RunFolder) -> Iterator[str]:
-    yield from _image_faults(run)
-    yield from _weights_faults(run)
-    for teacher in run.teachers:
-        yield from _shard_faults(run, run.raw(teacher), teacher.run)
-    yield from _stage_faults(run)
+    fault = _list_fault(run)
+    if fault:
+        yield fault
+        return  # shards are called by their images
+    if not run.has_images_as_written:
+        yield (
+            f"{run.folder / 'images.jsonl'} was changed after it was written, though its names and "
+            "ids are right: restore it from a copy."
+        )
+    unlike_run = run_fault(run)
+    if unlike_run:
+        yield unlike_run
+    else:
+        yield from _weights_faults(run)
+    raw = [x for t in run.teachers for x in _shard_faults(run, run.raw(t), t.run)]
+    yield from raw
+    records, shards = _stage_faults(run, known=not unlike_run, made_of_raw=not raw)
+    yield from records
+    yield from shards
     export = run.folder / EXPORT
     if export.exists():
-        yield from _export_faults(export)
-        yield from _other_run_faults(run, export)
+        faults = export_faults(export)
+        yield from faults
+        if not (unlike_run or records or faults):
+            yield from other_run_faults(run, export)
 
 
-def _stage_faults(run: RunFolder) -> Iterator[str]:
-    found = {}
+def _stage_faults(run: RunFolder, known: bool, made_of_raw: bool) -> tuple[list[str], list[str]]:
+    """Faults of the records of the stages, and of their shards.
+
+    Args:
+        known: whether ``run.json`` can be relied on.
+        made_of_raw: whether the raw shards can.
+    """
+    records: list[str] = []
+    shards: list[str] = []
+    found: dict[str, dict[str, Any]] = {}
     for stage, folders in (("merge", [run.merged]), ("filter", [run.filtered, run.ignored])):
         if not (run.folder / f"{stage}.json").exists():
             continue
         try:
-            found[stage] = read_stage(run, stage)
+            content = read_stage(run, stage)
         except RunError as error:
-            yield str(error)
+            records.append(str(error))
             continue
+        fault = stage_fault(run, stage, content, known)
+        if fault:
+            records.append(fault)
+        else:
+            found[stage] = content
         for folder in folders:
-            yield from _shard_faults(run, folder, found[stage]["hash"])
-    if len(found) == 2 and found["filter"].get("merge") != found["merge"]["hash"]:
-        yield f"{run.folder / 'filter.json'} is of an earlier merge: run the stage filter again."
+            shards += _shard_faults(run, folder, content["hash"])
+    merge = found.get("merge")
+    if merge and made_of_raw and merge.get("made_of") != hash_of(raw_hashes(run)):
+        records.append(
+            f"{run.folder / 'merge.json'} is of raw detections that were made anew since: run the "
+            "stage merge and all later ones again."
+        )
+    if len(found) == 2 and is_of_earlier_merge(**found):
+        records.append(
+            f"{run.folder / 'filter.json'} is of an earlier merge: run the stage filter again."
+        )
+    return records, shards
 
 
-def _image_faults(run: RunFolder) -> Iterator[str]:
+def _list_fault(run: RunFolder) -> str | None:
     path = run.folder / "images.jsonl"
     try:
         same = image_list_hash(run.images()) == run.image_list
     except (OSError, TypeError, ValueError) as error:
-        yield f"{path} cannot be read ({error}): restore it from a copy."
-        return
-    if not same:
-        yield (
-            f"{path} is not the list that this run was begun with, so that its boxes may be of "
-            "other images: restore it from a copy."
-        )
+        return f"{path} cannot be read ({error}): restore it from a copy."
+    if same:
+        return None
+    return (
+        f"{path} is not the list that this run was begun with, so that its boxes may be of other "
+        "images: restore it from a copy."
+    )
 
 
 def _weights_faults(run: RunFolder) -> Iterator[str]:
@@ -96,16 +137,18 @@ def _weights_faults(run: RunFolder) -> Iterator[str]:
             )
 
 
-def _shard_faults(run: RunFolder, folder: Path, made_by: str) -> Iterator[str]:
+def _shard_faults(run: RunFolder, folder: Path, made_by: str) -> list[str]:
     """One sentence for each kind of fault in a folder of shards."""
     faults = defaultdict(list)
     for shard in run.shards:
         fault = _shard_fault(folder, shard, made_by)
         if fault:
             faults[fault].append(shard.name)
-    for fault, names in faults.items():
-        which = names[0] + ", ..." * (len(names) > 1)
-        yield f"{len(names)} of {len(run.shards)} shards in {folder} ({which}): {fault}."
+    return [
+        f"{len(names)} of {len(run.shards)} shards in {folder} "
+        f"({names[0]}{', ...' * (len(names) > 1)}): {fault}."
+        for fault, names in faults.items()
+    ]
 
 
 def _shard_fault(folder: Path, shard: Shard, made_by: str) -> str | None:
@@ -127,49 +170,3 @@ def _shard_fault(folder: Path, shard: Shard, made_by: str) -> str | None:
     if np.any(status[number] == FAILED):
         return "with boxes of images that could not be read; run the stage again"
     return None
-
-
-def _export_faults(folder: Path) -> Iterator[str]:
-    content = read_side_car(folder)
-    if (folder / NEW).exists():
-        yield f"{folder} is of an export that was cut off: export again."
-    if content is None:
-        yield f"{folder / SIDE_CAR} is missing or cannot be read: export again."
-        return
-    if content.get("contains_human_labels") is not False:
-        yield f"{folder / SIDE_CAR} does not say that there are no human labels in these files."
-    for name, expected in sorted(content["files"].items()):
-        path = folder / name
-        if not path.exists():
-            yield f"{path} is missing: export again."
-        elif tree_sha256(path) != expected:
-            yield (
-                f"{path} was changed after it was exported: if these are labels by hand, move them "
-                "to another folder, and then export again."
-            )
-        elif name.startswith(("pseudo", "ignore", "dropped")):
-            yield from _info_faults(path)
-
-
-def _info_faults(path: Path) -> Iterator[str]:
-    try:
-        human = read_info(path)["pseudo"]["contains_human_labels"]
-    except (KeyError, TypeError, ValueError):
-        human = None
-    if human is not False:
-        yield f"{path} does not say that there are no human labels in it: export again."
-
-
-def _other_run_faults(run: RunFolder, folder: Path) -> Iterator[str]:
-    """Whether an export is of what the run now holds."""
-    content = read_side_car(folder) or {}
-    if not content:
-        return
-    if content.get("images", {}).get("list") != run.image_list:
-        yield f"{folder} is of another list of images: export again."
-    try:
-        now = read_stage(run, "filter")["hash"]
-    except RunError:
-        now = None
-    if content.get("filter", {}).get("hash") != now:
-        yield f"{folder} is of an earlier filter, with other thresholds or boxes: export again."

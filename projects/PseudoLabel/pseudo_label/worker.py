@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from kd_d2.checkpoint import CheckpointError
-
 from .detections import Detections
 from .inference import NOT_FINITE, Detector, Found
 from .progress import Progress
@@ -19,7 +17,7 @@ from .settings import GenerateSettings
 from .shard_queue import ShardQueue, build_loader, end_readers
 from .shards import Shard, ShardContents, write_shard
 from .stopping import StopRequest
-from .teachers import build_detector, source_of, teacher_config, teacher_record
+from .teachers import load_teacher, source_of, teacher_config, teacher_record
 from .tta import TTA
 
 
@@ -46,11 +44,7 @@ class Worker:
                     "prepared with: prepare it again."
                 )
             cfg = teacher_config(source, settings)
-            try:
-                built = build_detector(cfg)
-            except CheckpointError as error:
-                raise CheckpointError(f"Teacher {record.name}: {error}") from error
-            tta = TTA.of(cfg, settings)
+            built, tta = load_teacher(record.name, cfg), TTA.of(cfg, settings)
             self._detectors.append(Detector(built, device, settings.flip, settings.amp, tta))
             readers.append(ImageReader(cfg, settings.max_pixels, tta.sizes))
         self._on_device: Detector | None = None
@@ -66,6 +60,7 @@ class Worker:
     def work(self, progress: Progress, stop: StopRequest) -> None:
         """Does all shards that nobody else has, or ends after a batch when it is asked to."""
         waiting = None
+        progress.watch.go_on()
         for batch in self._loader:
             found = self._detect(batch)
             # of the batch before, while the device is busy with this one
@@ -90,15 +85,14 @@ class Worker:
         """Takes the results, and writes the shard if that was its last batch."""
         teacher, index = batch[0]["teacher"], batch[0]["shard"]
         begun = self._begun.setdefault((teacher, index), BegunShard(self._shards[index], teacher))
-        tables = iter(found.tables())
+        record, tables = self._run.teachers[teacher], iter(found.tables())
         for image in batch:
             begun.add(image, next(tables) if "image" in image else None)
         if begun.is_whole:
-            record = self._run.teachers[teacher]
             write_shard(self._run.raw(record), begun.shard, begun.contents(), record.run)
             self.queue.release(teacher, begun.shard)
             del self._begun[teacher, index]
-        progress.add(len(batch))
+        progress.add(record.name, len(batch))
 
 
 class BegunShard:

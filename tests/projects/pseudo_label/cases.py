@@ -10,14 +10,20 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from kd_d2.projects.pseudo_label.detections import Detections
+from kd_d2.projects.pseudo_label.filter import filter_hash
 from kd_d2.projects.pseudo_label.label_set import LabelSet
+from kd_d2.projects.pseudo_label.merge import merge_hash
+from kd_d2.projects.pseudo_label.merge_settings import MergeSettings
+from kd_d2.projects.pseudo_label.raw_detections import raw_hashes
 from kd_d2.projects.pseudo_label.run_folder import (
     ImageRecord,
     RunFolder,
     TeacherRecord,
     hash_of,
+    sealed,
 )
 from kd_d2.projects.pseudo_label.shards import FAILED, UNCERTAIN, USED, ShardContents, write_shard
+from kd_d2.projects.pseudo_label.teachers import teacher_hash
 
 # image, x0, y0, x1, y1, score, category, and perhaps teacher, votes, agreement
 Row = tuple
@@ -60,15 +66,15 @@ def make_run(folder: Path, case: Case) -> RunFolder:
     root = folder / "images"
     records = [ImageRecord(str(root / x), x, 100 + i, "made up") for i, x in enumerate(names)]
     write_images(records, case)
+    made_by = {"floor": 0.05, "started": "10:31"}
     teachers = [
-        TeacherRecord(x, case.categories, f"run of {x}", {"floor": 0.05, "started": "10:31"})
-        for x in case.teachers
+        TeacherRecord(x, case.categories, teacher_hash(made_by), made_by) for x in case.teachers
     ]
     run = RunFolder.create(folder / "run", str(root), records, teachers, case.shard_size)
-    write_stages(run, case)
     for i, teacher in enumerate(run.teachers):
         rows = [r for r in case.kept + case.ignored + case.merged if (*r, 0)[7] == i]
         write_shards(run, run.raw(teacher), rows, teacher.run, case, None)
+    write_stages(run, case)
     return run
 
 
@@ -91,25 +97,32 @@ def write_stages(run: RunFolder, case: Case) -> None:
     counts = np.bincount(np.array(case.status, int), minlength=5).tolist()
     names = ("used", "failed", "uncertain", "ambiguous", "empty")
     merge = {
-        "hash": hash_of(["merge", case.categories]),
         "categories": list(case.categories),
         "known_by": known_by,
         "thresholds": {t: dict.fromkeys(case.categories, 0.5) for t in case.teachers},
+        "class_maps": {t: {c: c for c in case.categories} for t in case.teachers},
+        "parents": {},
         "calibrated": len(case.teachers) > 1,
+        "highest": False,
         "agreement": {a: {b: 0.75 for b in case.teachers if b != a} for a in case.teachers},
-        "settings": {"mode": "nms"},
+        "settings": MergeSettings().record(),
+        "made_of": hash_of(raw_hashes(run)),
     }
+    merge["hash"] = merge_hash(run, merge)
     filtering = {
-        "hash": hash_of(["filter", case.t_keep]),
+        "categories": list(case.categories),
         "merge": merge["hash"],
+        "made_of": merge["made_of"],
         "t_keep": dict(zip(case.categories, case.t_keep, strict=True)),
         "t_ignore": dict(zip(case.categories, case.t_ignore, strict=True)),
         "counters": {"invalid": 0, "small": 3, "elongated": 1, "low_score": 1},
         "images": dict(zip(names, counts, strict=True)),
+        "kept": dict.fromkeys(case.categories, 1),
         "settings": {"min_side": 4},
     }
+    filtering["hash"] = filter_hash(filtering)
     for name, content in (("merge", merge), ("filter", filtering)):
-        (run.folder / f"{name}.json").write_text(json.dumps(content))
+        (run.folder / f"{name}.json").write_text(json.dumps(sealed(content)))
     status = np.array(case.status, np.int8)
     write_shards(run, run.filtered, case.kept, filtering["hash"], case, status)
     write_shards(run, run.ignored, case.ignored, filtering["hash"], case, status)

@@ -77,12 +77,23 @@ class Case:
         (folder / "teachers").mkdir()
         return cls(folder, [(arch, *write_teacher(folder / "teachers", arch)) for arch in archs])
 
-    def prepare(self, name: str = "run", new_run: bool = False, **settings):
+    def prepare(
+        self, name: str = "run", new_run: bool = False, retry_failed: bool = False, **settings
+    ):
         """Returns the run and the settings."""
         settings = GenerateSettings(**{**QUICK, **settings})
         root, images = from_folder(self.folder / "images")
         output = self.folder / name
-        return prepare_run(output, images, root, self.teachers, settings, new_run), settings
+        planned = (output, images, root, self.teachers, settings, new_run, retry_failed)
+        return prepare_run(*planned), settings
+
+    def begin(self, name: str = "run", **settings) -> RunFolder:
+        """A run of which something says that its first shard is done."""
+        run, _ = self.prepare(name, **settings)
+        folder = run.raw(run.teachers[0])
+        folder.mkdir(parents=True)
+        (folder / f"{run.shards[0].name}.done").touch()
+        return run
 
     def generate(self, name: str = "run", **settings):
         """Returns the run and the report."""

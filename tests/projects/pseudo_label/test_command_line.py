@@ -1,7 +1,6 @@
 """The command line: all stages in a row, one by one, and what it says of mistakes."""
 
 import json
-import shutil
 from collections import Counter
 from functools import partial
 from unittest.mock import Mock
@@ -153,6 +152,50 @@ def test_mistakes_that_the_teachers_classes_show(asked, tmp_path):
         assert not list((tmp_path / "run").rglob("*.npz"))
 
 
+def test_nothing_is_deleted_for_a_command_that_cannot_be(asked, tmp_path):
+    assert call("all", *asked, "--threshold", 0.4) == 0
+    paths = [x for x in (tmp_path / "run").rglob("*") if x.is_file()]
+    before = {x: x.read_bytes() for x in paths}
+    ids = tmp_path / "ids.json"
+    ids.write_text(json.dumps({CLASSES[0]: 1}))
+    for argv, words in (
+        (["--class-map", "big=nowhere.yaml"], "nowhere.yaml"),
+        (["--category-ids", ids], f"No category id is given for {CLASSES[1]}"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call("all", *asked, "--new-run", "--floor", 0.1, *argv)
+        assert before == {x: x.read_bytes() for x in (tmp_path / "run").rglob("*") if x.is_file()}
+    assert call("all", *asked, "--new-run", "--floor", 0.1) == 0
+    assert all(not x.exists() or x.read_bytes() != before[x] for x in paths if x.suffix == ".done")
+
+
+def test_images_that_are_mended_reach_the_labels(asked, tmp_path, capsys):
+    asked += ["--threshold", 0.3]
+    path = tmp_path / "images" / "1.png"
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    with pytest.raises(RunError, match="1 of 5 images .* on this folder with --retry-failed"):
+        call("all", *asked)
+    lenient = [*asked, "--max-failed-share", 0.5]
+    assert call("all", *lenient) == 0
+    names = [x["file_name"] for x in json.loads(exported(tmp_path))["images"]]
+    report = (tmp_path / "run" / "report" / "report.md").read_text()
+    assert "1.png" not in names and "run generate again with --retry-failed" in report
+    path.write_bytes(content)
+    assert call("all", *lenient) == 0  # nobody has asked for it
+    assert "1.png" not in [x["file_name"] for x in json.loads(exported(tmp_path))["images"]]
+    merged = {x: x.stat().st_mtime_ns for x in (tmp_path / "run" / "merged").glob("*.npz")}
+    assert call("all", *asked, "--retry-failed") == 0
+    images = [x["file_name"] for x in json.loads(exported(tmp_path))["images"]]
+    assert images == sorted([*names, "1.png"])
+    assert sorted(x.stat().st_mtime_ns == merged[x] for x in merged) == [False, True, True]
+    assert call("verify", "--run", tmp_path / "run") == 0
+    # as if it had never been broken
+    fresh = [tmp_path / "fresh" if x == tmp_path / "run" else x for x in asked]
+    assert call("all", *fresh) == 0
+    assert (tmp_path / "fresh" / "export" / "pseudo.json").read_bytes() == exported(tmp_path)
+
+
 @pytest.fixture
 def passes(asked, monkeypatch):
     """Whether all checks let arguments through; nothing is labelled then."""
@@ -184,8 +227,7 @@ def test_thresholds_that_cannot_serve(asked, tmp_path, passes):
     ):
         with pytest.raises(ConfigError, match=words):
             call("all", *asked, *argv)
-        assert not list((tmp_path / "run").rglob("*.npz"))
-        shutil.rmtree(tmp_path / "run")
+        assert not (tmp_path / "run").exists()
     assert passes(*by_file, file, "--ignore-from", 0.35)
 
 

@@ -222,7 +222,9 @@ def test_the_size_of_shards_does_not_matter(tmp_path):
     for size in (3, 1000):
         run = make_run(tmp_path / str(size), {"a": (CLASSES, d), "b": (CLASSES, d)}, 11, size)
         merge_run(run, MergeSettings(mode="wbf"))
-        contents.append(filtered(run, duplicate_iou=0.6, max_boxes=3))
+        content = filtered(run, duplicate_iou=0.6, max_boxes=3)
+        of_shards = ("hash", "made_of", "sha256")
+        contents.append({key: value for key, value in content.items() if key not in of_shards})
         boxes.append([rows_of(boxes_of(run, x)) for x in (run.filtered, run.ignored)])
     assert contents[0] == contents[1] and boxes[0] == boxes[1]
     assert min(map(len, boxes[0])) > 10

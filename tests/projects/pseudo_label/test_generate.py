@@ -23,7 +23,7 @@ from kd_d2.projects.pseudo_label.generate import (
 )
 from kd_d2.projects.pseudo_label.inference import NOT_FINITE
 from kd_d2.projects.pseudo_label.run_folder import RunError, RunFolder
-from kd_d2.projects.pseudo_label.shards import FAILED, USED, read_shard
+from kd_d2.projects.pseudo_label.shards import FAILED, USED, ShardError, read_shard
 from kd_d2.projects.pseudo_label.sources import SourceError
 from kd_d2.projects.pseudo_label.teachers import TeacherSource, build_detector, teacher_config
 
@@ -162,7 +162,7 @@ def test_a_bad_image_leaves_its_batch_to_the_others(case):
 
 def test_too_many_bad_images_are_an_error_at_the_end(case):
     (case.folder / "images" / "001.png").write_bytes(b"")
-    with pytest.raises(RunError, match=r"1 of 4 images .* 0.2 \(first 001.png: the file is empty"):
+    with pytest.raises(RunError, match=r"1 of 4 images .* 0.2 \(first 001.png: .* --retry-failed"):
         case.generate(max_failed_share=0.2)
     run = RunFolder(case.folder / "run")
     before = raw_bytes(run)
@@ -171,9 +171,7 @@ def test_too_many_bad_images_are_an_error_at_the_end(case):
     assert case.generate(max_failed_share=0.25)[1].done_here == 0
     # mended, as the message says
     write_image(case.folder / "images" / "001.png")
-    for path in (run.folder / "raw").glob(f"*/{run.shards[0].name}.*"):
-        path.unlink()
-    _, report = case.generate(max_failed_share=0)
+    _, report = case.generate(max_failed_share=0, retry_failed=True)
     assert (report.failed, report.done_here) == (0, 3)
     assert (run.folder / "errors.jsonl").read_text() == ""
 
@@ -187,6 +185,17 @@ def test_what_is_done_is_not_done_again(case):
     assert before == after
     (run.raw(run.teachers[0]) / f"{run.shards[1].name}.done").unlink()
     assert case.generate()[1].done_here == 1
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "3", '{"run": 1}', '"', ""])
+def test_a_record_of_a_shard_that_is_none(case, text):
+    run, _ = case.generate()
+    before = raw_bytes(run)
+    path = run.raw(run.teachers[0]) / f"{run.shards[1].name}.done"
+    path.write_text(text)
+    with pytest.raises(ShardError, match="is not complete"):
+        read_shard(path.parent, run.shards[1])
+    assert case.generate()[1].done_here == 1 and raw_bytes(run) == before
 
 
 def test_images_without_detections(case):
@@ -238,7 +247,9 @@ def test_the_command_line(case):
     options = "--batch 2 --floor 0.1 --top-k 9 --flip --amp --device cpu --num-workers 0"
     options += " --shard-size 2 --max-failed-share 0.5 --licence none --origin here"
     args = parsed(case, *options.split(), "INPUT.MIN_SIZE_TEST", "48")
-    run, settings = from_arguments(args)
+    planned, settings = from_arguments(args)
+    assert not (case.folder / "run").exists()
+    run = planned.begin()
     assert settings == GenerateSettings(
         floor=0.1, topk=9, batch=2, flip=True, amp=True, shard_size=2, device="cpu",
         num_workers=0, max_failed_share=0.5,
@@ -246,8 +257,9 @@ def test_the_command_line(case):
     record = run.teachers[0].provenance
     assert (record["licence"], record["origin"], record["size"]) == ("none", "here", [48, 128])
     assert generate(run, settings).done_here == 4
-    run, settings = from_arguments(parsed(case, "--new-run", "--device", "cpu"))
-    assert settings == GenerateSettings(device="cpu") and not (run.folder / "raw").exists()
+    planned, settings = from_arguments(parsed(case, "--new-run", "--device", "cpu"))
+    assert settings == GenerateSettings(device="cpu") and (run.folder / "raw").exists()
+    assert not (planned.begin().folder / "raw").exists()
 
 
 def test_mistakes_on_the_command_line(case):

@@ -38,6 +38,10 @@ def merge(run, **settings):
     return json.loads(merge_run(run, MergeSettings(**settings)).read_text())
 
 
+def without(keys, content):
+    return {key: value for key, value in content.items() if key not in keys}
+
+
 def bytes_of(run):
     return {path.name: path.read_bytes() for path in sorted(run.merged.iterdir())}
 
@@ -138,7 +142,7 @@ def test_the_size_of_shards_does_not_matter(tmp_path, settings):
     contents, found = [], []
     for size in (3, 1000):
         run, maps, _ = two_teachers(tmp_path, size)
-        contents.append(merge(run, **maps, **settings))
+        contents.append(without(("made_of", "sha256"), merge(run, **maps, **settings)))
         found.append(merged_of(run))
     assert contents[0] == contents[1]
     assert all(
@@ -201,6 +205,40 @@ def test_how_thresholds_were_found_does_not_matter_for_the_boxes(tmp_path):
     again = merge(run, **maps, threshold_mode="file", threshold_file=tmp_path / "t.json")
     assert again["hash"] == first["hash"] and bytes_of(run) == before
     assert again["settings"]["threshold_mode"] == "file"
+
+
+def test_only_what_was_generated_anew_is_merged_anew(tmp_path):
+    run, maps, parts = two_teachers(tmp_path, failed={"b": [4]})
+    first, before = merge(run, **maps), bytes_of(run)
+    times = {x.name: x.stat().st_mtime_ns for x in run.merged.iterdir()}
+    write_raw(run, run.teachers[1], parts[1])  # the image is mended
+    second, after = merge(run, **maps), bytes_of(run)
+    changed = [name for name in after if after[name] != before[name]]
+    assert [x.partition(".")[0] for x in changed] == [run.shards[1].name] * 2
+    kept = [x for x in run.merged.iterdir() if x.name not in changed]
+    assert len(kept) == 4 and all(x.stat().st_mtime_ns == times[x.name] for x in kept)
+    assert 4 in merged_of(run).image and read_shard(run.merged, run.shards[1]).failed == {}
+    assert second["hash"] == first["hash"] and second["made_of"] != first["made_of"]
+    # as if it had never been broken
+    (tmp_path / "fresh").mkdir()
+    fresh, maps, _ = two_teachers(tmp_path / "fresh")
+    assert merge(fresh, **maps) == second and bytes_of(fresh) == after
+
+
+def test_a_record_that_was_changed_is_written_anew(tmp_path):
+    run, maps, _ = two_teachers(tmp_path)
+    content = merge(run, **maps)
+    changed = content | {"detections": content["detections"] | {"merged": 7}}
+    (run.folder / "merge.json").write_text(json.dumps(changed))
+    assert merge(run, **maps) == content
+
+
+def test_raw_shards_whose_record_is_none(tmp_path):
+    run, maps, _ = two_teachers(tmp_path)
+    for text in ("{}", "[]"):
+        (run.raw(run.teachers[0]) / f"{run.shards[0].name}.done").write_text(text)
+        with pytest.raises(RunError, match="1 of 3 shards of a in .* are not complete"):
+            merge(run, **maps)
 
 
 def test_stopped_halfway(tmp_path, monkeypatch):

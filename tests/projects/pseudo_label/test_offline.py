@@ -28,6 +28,7 @@ from kd_d2.projects.pseudo_label.run_folder import (
 )
 from kd_d2.projects.pseudo_label.sheet import SheetSettings, write_sheet
 from kd_d2.projects.pseudo_label.statistics import statistics
+from kd_d2.projects.pseudo_label.teachers import teacher_hash
 from kd_d2.projects.pseudo_label.verify import verify
 
 CLASSES = ("car", "dog", "person")
@@ -49,7 +50,7 @@ def generated(tmp_path_factory):
     ]
     for k, image in enumerate(images):
         write_image(folder / image.name, HEIGHT, WIDTH, k)
-    teachers = [TeacherRecord(name, CLASSES, f"run of {name}", {}) for name in ("a", "b")]
+    teachers = [TeacherRecord(name, CLASSES, teacher_hash({}), {}) for name in ("a", "b")]
     run = RunFolder.create(folder / "run", str(folder), images, teachers, 4)
     rng = np.random.default_rng(0)
     for teacher in teachers:

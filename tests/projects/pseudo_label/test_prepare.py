@@ -3,11 +3,13 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from generate_cases import QUICK, Case, raw_bytes
+from generate_cases import QUICK, Case, raw_bytes, write_image, write_teacher
 
+from kd_d2.checkpoint import CheckpointError
 from kd_d2.config.rules import ConfigError
 from kd_d2.projects.pseudo_label import teachers
 from kd_d2.projects.pseudo_label.generate import (
@@ -41,7 +43,7 @@ def case(tmp_path):
     ],
 )
 def test_other_settings_are_refused(case, changed, words):
-    run, _ = case.prepare()
+    run = case.begin()
     content = (run.folder / "run.json").read_bytes()
     with pytest.raises(RunError, match=words) as error:
         case.prepare(**changed)
@@ -57,7 +59,7 @@ def test_what_does_not_matter_may_change(case):
 
 
 def test_other_teachers_are_refused(case):
-    case.prepare()
+    case.begin()
     _, config, weights = case.teachers[0]
     state = torch.load(weights, weights_only=True)
     state["model"]["head.cls_score.bias"] += 1
@@ -90,7 +92,7 @@ def test_the_same_teacher_elsewhere_goes_on(case):
 
 
 def test_other_images_are_refused(case):
-    case.prepare()
+    case.begin()
     root, images = from_folder(case.folder / "images")
     settings = GenerateSettings(**QUICK)
 
@@ -131,9 +133,92 @@ def test_no_new_run_while_somebody_works(case):
     folder.mkdir(parents=True)
     claim = folder / f"{run.shards[0].name}.claim"
     claim.write_text(json.dumps({"host": "elsewhere", "pid": 17, "start": "1"}))
-    with pytest.raises(RunError, match="process 17 on elsewhere still works in"):
-        case.prepare(new_run=True)
-    assert run.folder.joinpath("run.json").exists()
+    content = (run.folder / "run.json").read_bytes()
+    for asked, words in (
+        ({"new_run": True}, "process 17 on elsewhere still works in .* leave out --new-run"),
+        ({}, "has another run: RetinaNet's floor was 0.05"),
+    ):
+        with pytest.raises(RunError, match=words):
+            case.prepare(floor=0.1, **asked)
+    with pytest.raises(RunError, match="process 17 on elsewhere .* leave out --retry-failed"):
+        case.prepare(retry_failed=True)
+    assert (run.folder / "run.json").read_bytes() == content
+    case.prepare(new_run=True)  # is the same run, and joins it
+
+
+def test_a_new_run_of_equal_settings_goes_on(case):
+    run, _ = case.generate()
+    before = raw_bytes(run)
+    again, settings = case.prepare(new_run=True)
+    assert len(before) == 4 and raw_bytes(again) == before
+    assert generate(again, settings).done_here == 0
+
+
+def truncated(weights, folder):
+    content = Path(weights).read_bytes()
+    (folder / "truncated.pth").write_bytes(content[: len(content) // 2])
+    return str(folder / "truncated.pth")
+
+
+def of_another_detector(weights, folder):
+    (folder / "others").mkdir()
+    return write_teacher(folder / "others", "FCOS")[1]
+
+
+@pytest.mark.parametrize("damage", [truncated, of_another_detector])
+def test_a_new_run_deletes_nothing_if_its_weights_cannot_be_used(case, damage):
+    run, _ = case.generate()
+    name, config, weights = case.teachers[0]
+    content = {x: x.read_bytes() for x in run.folder.rglob("*") if x.is_file()}
+    bad = replace(case, teachers=[(name, config, damage(weights, case.folder))])
+    with pytest.raises(CheckpointError, match="Teacher RetinaNet: "):
+        bad.prepare(new_run=True)
+    assert content == {x: x.read_bytes() for x in run.folder.rglob("*") if x.is_file()}
+
+
+def test_a_run_without_a_shard_gives_way(case):
+    name, config, weights = case.teachers[0]
+    bad = replace(case, teachers=[(name, config, truncated(weights, case.folder))])
+    with pytest.raises(CheckpointError):
+        bad.generate()
+    assert (case.folder / "run" / "run.json").exists()
+    run, report = case.generate()
+    assert report.done_here == 4
+    assert RunFolder(run.folder).teachers[0].provenance["weights"] == weights
+    # what was merged depends on shards, too, and outlives the raw ones
+    shutil.rmtree(run.folder / "raw")
+    run.merged.mkdir()
+    (run.merged / f"{run.shards[0].name}.done").touch()
+    with pytest.raises(RunError, match="has another run: RetinaNet's floor was 0.05"):
+        case.prepare(floor=0.1)
+    shutil.rmtree(run.merged)
+    assert case.prepare(floor=0.1)[0].teachers[0].provenance["floor"] == 0.1
+
+
+def test_failed_images_are_tried_again_only_if_somebody_asks(tmp_path):
+    case = Case.make(tmp_path, images=7, archs=("RetinaNet", "FCOS"))
+    (tmp_path / "images" / "001.png").write_bytes(b"")
+    (tmp_path / "images" / "005.png").write_bytes(b"")
+    settings = {"max_failed_share": 0.5}
+    run, _ = case.generate(**settings)
+    times = {x: x.stat().st_mtime_ns for x in run.folder.glob("raw/*/*.npz")}
+    assert case.generate(**settings)[1].done_here == 0
+    before = raw_bytes(run)
+    # still the same: all of them are made again, to the same bytes
+    case.prepare(retry_failed=True, **settings)
+    lost = {x.stem for x in times if not x.with_suffix(".done").exists()}
+    assert lost == {shard.name for shard in run.shards[:2]} and len(times) == 6
+    assert case.generate(**settings)[1].done_here == 2 * 6 and raw_bytes(run) == before
+    # only those that failed: one of them is mended
+    write_image(tmp_path / "images" / "005.png")
+    case.generate(retry_failed=True, **settings)
+    after = raw_bytes(run)
+    changed = {x.partition("/")[2].partition(".")[0] for x in after if after[x] != before[x]}
+    assert changed == {run.shards[1].name}
+    (line,) = (run.folder / "errors.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"] == "001.png"
+    same = {x for x in times if x.stat().st_mtime_ns == times[x]}
+    assert {x.stem for x in same} == {run.shards[2].name}
 
 
 def test_settings_that_the_run_was_not_prepared_with(case):

@@ -10,6 +10,7 @@ from kd_d2.config.rules import ConfigError
 from kd_d2.projects.pseudo_label.alarms import alarms
 from kd_d2.projects.pseudo_label.run_folder import RunError
 from kd_d2.projects.pseudo_label.shards import AMBIGUOUS, FAILED, UNCERTAIN, USED
+from kd_d2.projects.pseudo_label.speed import speeds
 from kd_d2.projects.pseudo_label.statistics import MOST_BOXES, statistics
 
 
@@ -154,10 +155,13 @@ def test_a_run_that_was_not_filtered(tmp_path):
         statistics(run)
 
 
-def test_throughput_of_the_provenance(tmp_path):
+def test_throughput_is_what_the_run_has_noted(tmp_path):
     run = make_run(tmp_path, usual_case())
-    run.teachers[1].provenance["images_per_second"] = 12
-    assert statistics(run).throughput == {"other": 12.0}
+    (run.folder / "speed").mkdir()
+    noted = {"ended": "2025-01-01", "teachers": {"other": {"images": 24, "seconds": 2}}}
+    (run.folder / "speed" / "a.json").write_text(json.dumps(noted))
+    assert statistics(run).throughput == speeds(run)
+    assert speeds(run)["other"]["images_per_second"] == 12
 
 
 def test_the_record_is_json_and_complete(tmp_path):

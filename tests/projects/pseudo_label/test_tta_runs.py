@@ -91,7 +91,7 @@ def test_all_views_with_agreement_whoever_works_and_an_image_that_cannot_be_read
 
 
 def test_another_augmentation_is_another_run(case):
-    case.prepare(tta_sizes=(48, 64))
+    case.begin(tta_sizes=(48, 64))
     for now, words in (
         ({"tta_sizes": (64, 48)}, r"RetinaNet's tta_sizes was \[48, 64\], and now is \[64, 48\]"),
         ({}, r"tta_sizes was \[48, 64\], and now is as by default"),
@@ -157,6 +157,6 @@ def test_the_command_line(case):
     more = ["--new-run", "--tta-sizes", "640", "800", "--tta-flip"]
     run, settings = from_arguments(parser.parse_args([*command, *more]))
     assert settings == GenerateSettings(device="cpu", tta_sizes=(640, 800), tta_flip=True)
-    assert run.teachers[0].provenance["tta_sizes"] == [640, 800]
+    assert run.begin().teachers[0].provenance["tta_sizes"] == [640, 800]
     with pytest.raises(ConfigError, match=r"tta_sizes is \(0,\); it must be"):
         from_arguments(parser.parse_args([*command, "--tta-sizes", "0"]))
