@@ -19,6 +19,7 @@ from .filters import Filtered, FilterSettings, default_t_ignore, filter_detectio
 from .labelled_run import read_stage
 from .merge import COMMON_THRESHOLD
 from .run_folder import RunError, RunFolder, hash_of
+from .setting_names import called
 from .shards import (
     AMBIGUOUS,
     EMPTY,
@@ -101,8 +102,8 @@ def _thresholds(
     if settings.t_ignore > t_keep.min():
         name = categories[t_keep.argmin()]
         raise ConfigError(
-            f"t_ignore is {settings.t_ignore}, above the threshold {t_keep.min():.4g} of {name!r}: "
-            "give a lower one, or none."
+            f"{called('t_ignore')} is {settings.t_ignore}, above the threshold {t_keep.min():.4g} "
+            f"of {name!r}: give a lower one, or none."
         )
     return t_keep, np.full(len(categories), settings.t_ignore)
 
@@ -127,8 +128,8 @@ def filter_shard(
     d = merged.detections
     if settings.min_agreement is not None and np.isnan(d.agreement).any():
         raise ConfigError(
-            "min_agreement needs to know what the teacher finds in the mirrored images: generate "
-            "with that, or leave min_agreement out."
+            f"{called('min_agreement')} needs to know what the teacher finds in the mirrored "
+            "images: generate with that, or leave it out."
         )
     place = d.image - shard.first
     sizes, low = merged.sizes[place], t_ignore[d.category]

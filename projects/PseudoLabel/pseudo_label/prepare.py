@@ -10,6 +10,7 @@ from typing import Any
 
 from .claims import Claims
 from .run_folder import ImageRecord, RunError, RunFolder, TeacherRecord, image_list_hash
+from .setting_names import ELSEWHERE
 from .settings import GenerateSettings
 from .teachers import IDENTITY, TeacherSource, surroundings, teacher_record
 
@@ -78,8 +79,7 @@ def _continued(
     if different:
         more = f"; and {len(different) - _MOST_TOLD} more" * (len(different) > _MOST_TOLD)
         raise RunError(
-            f"{run.folder} has another run: {'; '.join(different[:_MOST_TOLD])}{more}. Give "
-            "another output folder, or --new-run to delete what is there and begin anew."
+            f"{run.folder} has another run: {'; '.join(different[:_MOST_TOLD])}{more}. {ELSEWHERE}"
         )
     run.teachers = records
     return run

@@ -9,7 +9,7 @@ from kd_d2.config.rules import ConfigError
 from kd_d2.registry import unknown_name
 
 from .arguments import pair
-from .class_map import map_of, unify
+from .class_map import Unified, map_of, unify
 from .export import FOLDER, ExportSettings
 from .filters import FilterSettings
 from .label_set import LabelSet, read_label_set
@@ -21,6 +21,11 @@ from .teachers import TeacherSource, class_names, parse_teacher, teacher_config
 def labels_images(cfg: CfgNode) -> bool:
     """Whether a config is one of a training that begins with pseudo labels."""
     return bool(cfg.PSEUDO_LABEL.TEACHERS)
+
+
+def makes_labels(cfg: CfgNode) -> bool:
+    """Whether phase A is run."""
+    return "A" in cfg.PSEUDO_LABEL.PHASES and cfg.PSEUDO_LABEL.BASELINE != "labels"
 
 
 def labels_folder(cfg: CfgNode) -> str:
@@ -134,7 +139,7 @@ def export_settings(cfg: CfgNode) -> ExportSettings:
     return ExportSettings(weight_mode=cfg.PSEUDO_LABEL.WEIGHTS, w_min=cfg.PSEUDO_LABEL.W_MIN)
 
 
-def unified_classes(cfg: CfgNode) -> tuple[str, ...]:
+def unified(cfg: CfgNode) -> Unified:
     """The classes of all teachers together, as their class maps call them.
 
     Raises:
@@ -142,4 +147,4 @@ def unified_classes(cfg: CfgNode) -> tuple[str, ...]:
     """
     settings, maps = generate_settings(cfg), class_maps(cfg)
     own = {x.name: class_names(teacher_config(x, settings)) for x in teacher_sources(cfg)}
-    return unify([map_of(classes, maps.get(name)) for name, classes in own.items()]).names
+    return unify([map_of(classes, maps.get(name)) for name, classes in own.items()])

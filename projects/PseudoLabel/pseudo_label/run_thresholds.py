@@ -16,6 +16,7 @@ from .merge_settings import MergeSettings
 from .raw_detections import read_unified
 from .run_folder import RunFolder
 from .score_ranks import ScoreRanks
+from .setting_names import called
 from .thresholds import (
     LEAST_LABELS,
     count_ranks,
@@ -35,10 +36,7 @@ def teacher_thresholds(
         ConfigError: the file, or the labels, do not fit the run.
     """
     teachers, mode = [t.name for t in run.teachers], settings.threshold_mode
-    known = {
-        name: [c for c, by in zip(unified.names, unified.known_by) if number in by]
-        for number, name in enumerate(teachers)
-    }
+    known = unified.known_to(teachers)
     if mode == "file":
         found = read_thresholds(settings.threshold_file, known)
     else:
@@ -94,12 +92,13 @@ def _by_fbeta(run: RunFolder, unified: Unified, settings: MergeSettings) -> np.n
     if not judged[0]:
         raise ConfigError(
             f"None of the images of {settings.labels.name} is in the run: generate labels for some "
-            "of them, too, or choose another threshold_mode."
+            f"of them, too, or choose other thresholds ({called('threshold_mode')})."
         )
     if (num_labels < LEAST_LABELS).all():
         raise ConfigError(
             f"No class has {LEAST_LABELS} boxes of {settings.labels.name} in the run's images: "
-            "generate labels for more of them, or choose another threshold_mode."
+            "generate labels for more of them, or choose other thresholds "
+            f"({called('threshold_mode')})."
         )
     return np.array(
         [

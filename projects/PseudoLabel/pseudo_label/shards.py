@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from .detections import Detections
+from .setting_names import ELSEWHERE
 
 SIZE = 1000
 """Images of a shard."""
@@ -125,7 +126,7 @@ def is_done(folder: Path, shard: Shard, run: str) -> bool:
     if record["run"] != run:
         raise ShardError(
             f"{folder / shard.name}.done is of another run, with other settings, weights or "
-            "images: give another output folder, or --new-run to begin anew here."
+            f"images. {ELSEWHERE}"
         )
     path = folder / f"{shard.name}.npz"
     return path.exists() and path.stat().st_size == record["bytes"]
