@@ -44,6 +44,7 @@ from kd_d2.engine import (
     user_errors,
 )
 from kd_d2.projects.pseudo_label.check_recipe import check_recipe
+from kd_d2.projects.pseudo_label.config import check_pseudo_label_config
 from kd_d2.projects.pseudo_label.phases import evaluated
 from kd_d2.projects.pseudo_label.recipe import labels_images
 from kd_d2.projects.pseudo_label.training import run_phases
@@ -54,12 +55,13 @@ logger = logging.getLogger("kd_d2.train_net")
 def read_config(args):
     """Build the config of this run and check it, its data and its weights."""
     cfg = load_config(args.config_file, args.opts)
-    if labels_images(cfg) and args.eval_only:
-        cfg = evaluated(cfg)
+    check_pseudo_label_config(cfg)
     if args.eval_only and is_distiller(cfg) and not cfg.MODEL.KD.EVAL_TEACHER:
         # The student alone is evaluated, so a frozen teacher need not be at hand
         cfg = student_config(cfg)
     check_config(cfg)
+    if labels_images(cfg) and args.eval_only:
+        cfg = evaluated(cfg)
     if labels_images(cfg):
         check_recipe(cfg)
     else:

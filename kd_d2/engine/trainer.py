@@ -12,6 +12,7 @@ from torch import nn
 
 from kd_d2.checkpoint import ClassLists, KDCheckpointer, peer_state
 from kd_d2.config.check import check_config
+from kd_d2.config.schedule import scale_distillation
 from kd_d2.config.student import is_distiller, student_config
 from kd_d2.data.mappers import RobustDatasetMapper
 from kd_d2.data.requirements import check_datasets, check_num_classes, class_names
@@ -244,17 +245,13 @@ class DistillationTrainer(DefaultTrainer):
         scale = num_workers / reference
         cfg = cfg.clone()
         cfg.defrost()
-        teacher, kd = cfg.SOLVER.TEACHER, cfg.MODEL.KD
+        teacher = cfg.SOLVER.TEACHER
         if teacher.BASE_LR is not None:
             teacher.BASE_LR *= scale
         if teacher.WARMUP_ITERS is not None:
             teacher.WARMUP_ITERS = round(teacher.WARMUP_ITERS / scale)
         if teacher.STEPS is not None:
             teacher.STEPS = [round(step / scale) for step in teacher.STEPS]
-        phases = [(kd, "FREEZE_BACKBONE"), (kd.LGD, "PRE_NONDISTILL"), (kd.LGD, "POST_NONDISTILL")]
-        for node, key in phases:
-            # fractions and "auto" follow MAX_ITER by themselves
-            if isinstance(node[key], int) and not isinstance(node[key], bool):
-                node[key] = round(node[key] / scale)
+        scale_distillation(cfg, scale)
         cfg.freeze()
         return cfg

@@ -102,7 +102,7 @@ def length(run, cfg):
     """Of the training that is watched, which must be the only one of the run."""
     if not run.job.part:
         return cfg.SOLVER.MAX_ITER
-    whole = PhaseClasses(SHAPES, SHAPES, SHAPES)
+    whole = PhaseClasses(SHAPES, (SHAPES,), SHAPES)
     [phase] = phases(cfg, whole, NUM_TRAIN * run.percent // 100)
     assert f"{run.job.output}/{run.job.part}" == phase.cfg.OUTPUT_DIR
     return phase.cfg.SOLVER.MAX_ITER

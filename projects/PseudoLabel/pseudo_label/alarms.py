@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from .setting_names import called
 from .statistics import LEAST_BOXES, MOST_BOXES, ClassStatistics, Statistics
 
 _FAILED, _UNCERTAIN, _WITHOUT, _CROWDED = 0.01, 0.25, 0.5, 0.01
@@ -30,14 +31,15 @@ def _of_images(s: Statistics) -> Iterator[str]:
     if images["uncertain"] > _UNCERTAIN * images["read"]:
         yield (
             f"{_part(images['uncertain'], images['read'])} of the images are dropped, because they "
-            "have nothing sure but something that may be an object: raise t_ignore, or lower the "
-            "thresholds, if the check sheet says that these detections are right."
+            "have nothing sure but something that may be an object: raise "
+            f"{called('t_ignore')}, or lower the thresholds, if the check sheet says that these "
+            "detections are right."
         )
     if images["without_boxes"] > _WITHOUT * images["used"]:
         yield (
             f"{_part(images['without_boxes'], images['used'])} of the used images have no pseudo "
             "box, and teach that there is only background: look at the empty images on the check "
-            "sheet, and set empty_images to drop if there are objects in them."
+            f"sheet, and set {called('empty_images')} to drop if there are objects in them."
         )
     if s.boxes_per_image[MOST_BOXES] > _CROWDED * images["used"]:
         yield (
@@ -64,7 +66,8 @@ def _of_classes(s: Statistics) -> Iterator[str]:
     if ignored > s.kept > 0:
         yield (
             f"There are more ignore boxes ({ignored:,}) than pseudo boxes ({s.kept:,}): raise "
-            "t_ignore, or lower the thresholds if the check sheet says that most are right."
+            f"{called('t_ignore')}, or lower the thresholds if the check sheet says that most are "
+            "right."
         )
 
 

@@ -11,20 +11,21 @@ from kd_d2.config.names import detector_node
 from kd_d2.config.rules import ConfigError
 from kd_d2.config.student import student_config
 from kd_d2.data.labels import has_mask_head
-from kd_d2.data.requirements import check_available
+from kd_d2.data.requirements import check_available, check_datasets
 from kd_d2.modeling.label_weights import weigh_labels
 
+from .check_phases import check_phases, count_labelled
 from .check_thresholds import check_thresholds
 from .class_lists import PhaseClasses, class_lists
 from .config import check_pseudo_label_config
 from .merge_settings import NEEDS_LABELS
-from .phases import plan
+from .phases import check_tested, plan
 from .recipe import (
     export_settings,
     filter_settings,
     generate_settings,
-    labels_are_made,
     labels_own_images,
+    makes_labels,
     merge_settings,
     teacher_sources,
     unified,
@@ -54,21 +55,20 @@ def check_recipe(cfg: CfgNode) -> None:
             check_thresholds(merge, keep, unified(cfg, classes.taught), names, images=())
     export_settings(cfg)
     _check_images(cfg)
+    if cfg.DATASETS.TEST:
+        check_datasets(cfg, ("TEST",))
     _check_what_is_learned(cfg)
     _check_outputs(cfg, classes)
-    for phase in plan(cfg, classes, num_labeled=1):
+    phases = plan(cfg, classes, count_labelled(cfg))
+    check_tested(cfg, phases, classes)
+    for phase in phases:
         check_config(phase.cfg)
-        if cfg.DATASETS.TEST and phase.name != "b" and not phase.cfg.DATASETS.TEST:
-            raise ConfigError(
-                f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)} has not the classes of the student in "
-                f"its last phase ({', '.join(classes.final)}), in this order: give another test "
-                "set, or PSEUDO_LABEL.CLASSES or PHASE_C.CLASSES in the order of this one."
-            )
         _check_student(phase.cfg)
+    check_phases(cfg, classes, phases)
     fills = classes.missing and node.PHASE_C.MISSING == "pseudo" and "C" in node.PHASES
     if fills and "A" in node.PHASES and not labels_own_images(cfg):
         raise ConfigError(
-            f"PSEUDO_LABEL.LABELED has no labels of {', '.join(classes.missing)}, and "
+            f"PSEUDO_LABEL.LABELED has images with no labels of {', '.join(classes.missing)}, and "
             "PHASE_C.MISSING pseudo takes boxes of them from the teachers, which do not see these "
             "images: set PSEUDO_LABEL.PHASE_B_IMAGES unlabeled+labeled, or another PHASE_C.MISSING."
         )
@@ -84,7 +84,7 @@ def _check_mirrored(cfg: CfgNode) -> None:
             "PSEUDO_LABEL.GENERATE.FLIP True."
         )
     reliable = cfg.MODEL.LABEL_WEIGHTS.BOX_LOSS == "reliable"
-    if reliable and labels_are_made(cfg) and not node.GENERATE.FLIP:
+    if reliable and makes_labels(cfg) and not node.GENERATE.FLIP:
         raise ConfigError(
             "MODEL.LABEL_WEIGHTS.BOX_LOSS reliable needs mirrored images, without which no pseudo "
             "box trains boxes: set PSEUDO_LABEL.GENERATE.FLIP True, or BOX_LOSS all."

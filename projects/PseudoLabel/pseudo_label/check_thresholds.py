@@ -13,7 +13,7 @@ from .label_set import LabelSet, find_record
 from .merge import COMMON_THRESHOLD
 from .merge_settings import NEEDS_LABELS, MergeSettings
 from .run_folder import ImageRecord
-from .run_thresholds import check_labelled_images, known_classes, labelled_classes
+from .run_thresholds import check_labelled_images, labelled_classes
 from .thresholds import LEAST_LABELS, read_thresholds
 
 
@@ -50,7 +50,7 @@ def _least_thresholds(
     """(C,) the least threshold that each class may get of any teacher."""
     names = unified.names
     if merge.threshold_mode == "file":
-        table = read_thresholds(merge.threshold_file, known_classes(unified, teachers)).values()
+        table = read_thresholds(merge.threshold_file, unified.known_to(teachers)).values()
         return np.array([min(x[c] for x in table if c in x) for c in names])
     own = np.zeros(len(names), bool)
     if merge.threshold_mode == "per_class_count":

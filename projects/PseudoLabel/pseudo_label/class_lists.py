@@ -3,14 +3,14 @@
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from detectron2.config import CfgNode
 
 from kd_d2.config.rules import ConfigError
-from kd_d2.data.requirements import check_available, read_class_names
+from kd_d2.data.requirements import check_available, class_names, read_class_names
 
-from .recipe import export_folder, unified_classes
+from .recipe import export_folder, unified
 from .trained_on import exported_classes
 
 
@@ -19,18 +19,26 @@ class PhaseClasses:
     """
     Attributes:
         taught: the student's in phase B, in the order of its outputs: those of all teachers.
-        labelled: those that people have labelled, in the order of their data set; () without.
+        labelled: those that people have labelled, of each data set; () without.
         final: the student's in phase C.
     """
 
     taught: tuple[str, ...]
-    labelled: tuple[str, ...]
+    labelled: tuple[tuple[str, ...], ...]
     final: tuple[str, ...]
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Classes of phase C that people have not labelled."""
-        return tuple(name for name in self.final if name not in self.labelled)
+        """Classes of phase C that one data set at least has no labels of.
+
+        >>> PhaseClasses(("car", "dog"), (("car",), ("dog", "car")), ("car", "dog")).missing
+        ('dog',)
+        """
+        return tuple(name for name in self.final if not all(name in x for x in self.labelled))
+
+    def with_pseudo_labels(self) -> "PhaseClasses":
+        """With pseudo-labelled images as one more data set of phase C."""
+        return replace(self, labelled=(*self.labelled, self.taught))
 
 
 def class_lists(cfg: CfgNode) -> PhaseClasses:
@@ -50,8 +58,8 @@ def class_lists(cfg: CfgNode) -> PhaseClasses:
         )
     if not node.LABELED:
         return PhaseClasses(taught, (), taught)
-    lists = [classes_of(name, "PSEUDO_LABEL.LABELED") for name in node.LABELED]
-    labelled = tuple(dict.fromkeys(itertools.chain(*lists)))
+    lists = tuple(classes_of(name, "PSEUDO_LABEL.LABELED") for name in node.LABELED)
+    labelled = dict.fromkeys(itertools.chain(*lists))
     final = tuple(node.PHASE_C.CLASSES) or taught
     if not node.PHASE_C.CLASSES:
         unknown = [name for name in labelled if name not in taught]
@@ -64,18 +72,30 @@ def class_lists(cfg: CfgNode) -> PhaseClasses:
                 "PSEUDO_LABEL.PHASE_C.CLASSES, with or without, or map the teachers' classes to "
                 "these names."
             )
+    classes = PhaseClasses(taught, lists, final)
+    _check_final(classes, node.PHASE_C.MISSING)
+    return classes
+
+
+def _check_final(classes: PhaseClasses, missing: str) -> None:
+    final, labelled = classes.final, dict.fromkeys(itertools.chain(*classes.labelled))
     if not set(final) & set(labelled):
         raise ConfigError(
             f"None of the student's classes ({', '.join(final)}) is one of PSEUDO_LABEL.LABELED's "
             f"({', '.join(labelled)}): map the teachers' classes (PSEUDO_LABEL.CLASS_MAPS)."
         )
-    strange = [name for name in final if name not in {*taught, *labelled}]
+    strange = [name for name in final if name not in {*classes.taught, *labelled}]
     if strange:
         raise ConfigError(
             f"PSEUDO_LABEL.PHASE_C.CLASSES has {', '.join(strange)}, which neither teachers nor "
             "labels know: leave it out."
         )
-    return PhaseClasses(taught, labelled, final)
+    if missing == "drop" and classes.missing:
+        raise ConfigError(
+            "PSEUDO_LABEL.PHASE_C.MISSING is drop, but the student keeps classes that not every "
+            f"data set of LABELED has ({', '.join(classes.missing)}): list those that all have in "
+            "PHASE_C.CLASSES, or set MISSING pseudo, mask or background."
+        )
 
 
 def _teachers_classes(cfg: CfgNode) -> tuple[tuple[str, ...], bool]:
@@ -83,7 +103,7 @@ def _teachers_classes(cfg: CfgNode) -> tuple[tuple[str, ...], bool]:
     folder = export_folder(cfg)
     if "A" not in cfg.PSEUDO_LABEL.PHASES and os.path.isdir(folder):
         return tuple(exported_classes(folder)), True
-    return unified_classes(cfg), False
+    return unified(cfg).names, False
 
 
 def _in_order(names: tuple[str, ...], orders: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
@@ -92,7 +112,7 @@ def _in_order(names: tuple[str, ...], orders: Sequence[tuple[str, ...]]) -> tupl
 
 
 def classes_of(name: str, where: str) -> tuple[str, ...]:
-    """Names of the classes of a data set; it is read if it tells them only then.
+    """Names of the classes of a data set; it is read, and must be there, if it tells them then.
 
     Args:
         where: it is named, for people.
@@ -100,8 +120,10 @@ def classes_of(name: str, where: str) -> tuple[str, ...]:
     Raises:
         ValueError, OSError: it is unknown or cannot be read, or does not name its classes.
     """
-    check_available({name: where})
-    classes = read_class_names(name)
+    classes = class_names(name)
+    if classes is None:
+        check_available({name: where})
+        classes = read_class_names(name)
     if not classes:
         raise ConfigError(f"The data set '{name}' does not name its classes (thing_classes).")
     return tuple(classes)

@@ -43,6 +43,17 @@ class Unified:
     lookup: tuple[np.ndarray, ...]
     known_by: tuple[tuple[int, ...], ...]
 
+    def known_to(self, teachers: Sequence[str]) -> dict[str, list[str]]:
+        """Names of the unified classes that each teacher knows.
+
+        Args:
+            teachers: their names, by their numbers.
+        """
+        return {
+            teacher: [name for name, by in zip(self.names, self.known_by) if number in by]
+            for number, teacher in enumerate(teachers)
+        }
+
     @property
     def known(self) -> np.ndarray:
         """(C,) how many teachers know each class."""

@@ -1,5 +1,7 @@
 """The config node of trainings that begin with pseudo labels, and the checks of its values."""
 
+import os
+
 from detectron2.config import CfgNode as CN
 
 from kd_d2.config.rules import (
@@ -16,13 +18,16 @@ from kd_d2.config.rules import (
     whole,
 )
 
-from .filters import EMPTY_IMAGES, FilterSettings
+from .filters import RULES as FILTER_RULES
+from .filters import FilterSettings
 from .merge_settings import MODES, NEEDS_LABELS, MergeSettings
 from .merging import SCORE_TYPES
+from .relabeled import PREFIX as RELABELED
 from .relabeled import WAYS
 from .settings import RULES as GENERATE_RULES
 from .settings import GenerateSettings
 from .thresholds import THRESHOLD_MODES
+from .trained_on import PREFIX as EXPORTED
 from .weights import WEIGHT_MODES
 
 B_IMAGES = ("unlabeled", "unlabeled+labeled", "labeled")
@@ -36,6 +41,7 @@ def add_pseudo_label_config(cfg: CN) -> None:
     # With a teacher or more, train_net.py has teachers label images (phase A), trains the student
     # on these labels (B), and fine-tunes it on people's (C). Each is NAME=CONFIG or
     # NAME=CONFIG,WEIGHTS: a config file or a name in a model zoo, whose weights need not be given.
+    # Without phase A the files are not opened.
     node.TEACHERS = []
     # NAME=FILE: what a teacher's classes are called, if not as it calls them itself.
     node.CLASS_MAPS = []
@@ -118,10 +124,11 @@ def add_pseudo_label_config(cfg: CN) -> None:
     last.EPOCHS = 12.0
     last.MIN_ITERS = 2000
     last.MIX_PSEUDO = 0.0  # share of pseudo-labelled images, against forgetting
-    # Classes that LABELED lacks: "pseudo" adds the teachers' boxes of them, unless their IoU with a
-    # label is above MISSING_IOU, and on images that the filter has dropped as boxes to ignore;
-    # "mask" leaves their losses on background out (independent class scores only); "background"
-    # does nothing, so that they are unlearned; "drop" takes them from the student.
+    # Classes that LABELED, or one of its data sets, lacks: "pseudo" adds the teachers' boxes of
+    # them, unless their IoU with a label is above MISSING_IOU, and on images that the filter has
+    # dropped as boxes to ignore; "mask" leaves their losses on background out (independent class
+    # scores only); "background" does nothing, so that they are unlearned; "drop" takes them from
+    # the student.
     last.MISSING = "pseudo"
     last.MISSING_IOU = 0.7
     # The student's classes from phase C on, by name. Empty: as before, or see MISSING "drop".
@@ -164,17 +171,7 @@ _VALUES = {
         "THRESHOLD_FILE": text,
         "THRESHOLD_LABELS": text,
     },
-    "PSEUDO_LABEL.FILTER": {
-        "MIN_SIDE": number(least=0),
-        "MIN_AREA": number(least=0),
-        "MAX_ASPECT": number(least=1),
-        "MAX_BOXES": whole(1),
-        "EMPTY_IMAGES": one_of(*EMPTY_IMAGES),
-        **{
-            key: optional(share, "none")
-            for key in ("T_IGNORE", "DUPLICATE_IOU", "MIN_AGREEMENT", "MAX_AMBIGUOUS_RATIO")
-        },
-    },
+    "PSEUDO_LABEL.FILTER": {key.upper(): rule for key, rule in FILTER_RULES.items()},
     "PSEUDO_LABEL.PHASE_C": {
         "WEIGHTS": text,
         "LR_FACTOR": number(above=0),
@@ -198,6 +195,7 @@ def check_pseudo_label_config(cfg: CN) -> None:
     check_values(cfg, _VALUES)
     node = cfg.PSEUDO_LABEL
     if not node.TEACHERS:
+        _check_without_teachers(cfg)
         return
     what = "PSEUDO_LABEL"
     if not node.UNLABELED and not node.LABELED:
@@ -220,3 +218,23 @@ def check_pseudo_label_config(cfg: CN) -> None:
         )
     if list(node.PHASES) == ["C"] and not node.LABELED:
         raise ConfigError(f"{what}.PHASES is C alone, and {what}.LABELED is empty: fill it.")
+
+
+def _check_without_teachers(cfg: CN) -> None:
+    node, default = cfg.PSEUDO_LABEL, CN()
+    add_pseudo_label_config(default)
+    keys = ("LABELS_DIR", "BASELINE", "LABELED", "UNLABELED", "PHASES")
+    given = [key for key in keys if list(node[key]) != list(default.PSEUDO_LABEL[key])]
+    if given and not _is_a_phase(cfg):
+        raise ConfigError(
+            f"PSEUDO_LABEL.TEACHERS is empty, so that PSEUDO_LABEL.{', '.join(given)} would be "
+            "ignored and no phase run: name the teachers (without phase A their files are not "
+            "opened), or leave that out."
+        )
+
+
+def _is_a_phase(cfg: CN) -> bool:
+    """Whether it is the config that a phase has written to its folder."""
+    node, prefixes = cfg.PSEUDO_LABEL, (f"{EXPORTED}:", f"{RELABELED}:")
+    learned = all(x in node.LABELED or x.startswith(prefixes) for x in cfg.DATASETS.TRAIN)
+    return os.path.isabs(node.LABELS_DIR) and learned

@@ -3,21 +3,42 @@
 Symbols: n detections, k images, C classes.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from kd_d2.config.rules import ConfigError
+from kd_d2.config.rules import (
+    ConfigError,
+    Rule,
+    check_values,
+    number,
+    one_of,
+    optional,
+    share,
+    whole,
+)
 
 from .detections import Detections
 from .overlaps import overlapping, place_in_group, without_overlapped
+from .setting_names import called
 from .shards import AMBIGUOUS, EMPTY, FAILED, UNCERTAIN, USED
 
 EMPTY_IMAGES = ("auto", "keep", "drop")
 _MARGIN, _LEAST = 0.2, 0.1  # of the band of ignore boxes
+_ABOVE_0 = Rule(lambda x: share.fits(x) and x > 0, "a number above 0, and 1 at most")
+RULES = {
+    "t_ignore": optional(_ABOVE_0, "0.2 below the threshold"),
+    "min_side": number(least=0),
+    "min_area": number(least=0),
+    "max_aspect": number(least=1),
+    "duplicate_iou": optional(_ABOVE_0, "none"),
+    "max_boxes": whole(1),
+    "min_agreement": optional(share, "none"),
+    "empty_images": one_of(*EMPTY_IMAGES),
+    "max_ambiguous_ratio": optional(share, "none"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,23 +73,8 @@ class FilterSettings:
     max_ambiguous_ratio: float | None = None
 
     def __post_init__(self):
-        def within(value, low, high):
-            return value is None or low <= value <= high
-
-        rules = [
-            ("t_ignore", within(self.t_ignore, 1e-9, 1), "above 0, and 1 at most"),
-            ("min_side", within(self.min_side, 0, math.inf), "0 or more"),
-            ("min_area", within(self.min_area, 0, math.inf), "0 or more"),
-            ("max_aspect", within(self.max_aspect, 1, math.inf), "1 or more"),
-            ("duplicate_iou", within(self.duplicate_iou, 1e-9, 1), "above 0, and 1 at most"),
-            ("max_boxes", within(self.max_boxes, 1, math.inf), "1 or more"),
-            ("min_agreement", within(self.min_agreement, 0, 1), "between 0 and 1"),
-            ("empty_images", self.empty_images in EMPTY_IMAGES, f"one of {EMPTY_IMAGES}"),
-            ("max_ambiguous_ratio", within(self.max_ambiguous_ratio, 0, 1), "between 0 and 1"),
-        ]
-        for key, fits, words in rules:
-            if not fits:
-                raise ConfigError(f"{key} is {getattr(self, key)!r}; it must be {words}.")
+        values = {called(key): value for key, value in vars(self).items()}
+        check_values(values, {"": {called(key): rule for key, rule in RULES.items()}})
 
 
 def check_mirrored(settings: FilterSettings, mirrored: bool) -> None:
@@ -81,8 +87,8 @@ def check_mirrored(settings: FilterSettings, mirrored: bool) -> None:
     """
     if settings.min_agreement is not None and not mirrored:
         raise ConfigError(
-            "min_agreement needs to know what the teacher finds in the mirrored images: generate "
-            "with that (--flip, GENERATE.FLIP), or leave min_agreement out."
+            f"{called('min_agreement')} needs to know what the teacher finds in the mirrored "
+            "images: generate with that (PSEUDO_LABEL.GENERATE.FLIP, --flip), or leave it out."
         )
 
 
@@ -126,7 +132,7 @@ def check_t_ignore(
         return
     name = categories[t_keep.argmin()]
     raise ConfigError(
-        f"t_ignore is {t_ignore}, above the threshold {t_keep.min():.4g} "
+        f"{called('t_ignore')} is {t_ignore}, above the threshold {t_keep.min():.4g} "
         f"{f'that {name!r} may get' if may else f'of {name!r}'}: give a lower one, or none."
     )
 

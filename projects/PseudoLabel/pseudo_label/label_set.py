@@ -3,13 +3,14 @@
 Symbols: n detections, m labelled boxes, C unified classes.
 """
 
+import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from kd_d2.config.rules import ConfigError
@@ -113,6 +114,31 @@ class LabelSet:
         """The unified class of each own class, -1 for none."""
         unified = {name: number for number, name in enumerate(names)}
         return [unified.get(name, -1) for name in self.classes]
+
+
+def labelled_records(name: str) -> list[dict]:
+    """The records of a registered data set whose images people have labelled.
+
+    Raises:
+        ConfigError: there are images without labels, or no boxes at all.
+        ValueError: it cannot be read.
+    """
+    records = read_dataset(name)
+    bare = [x for x in records if "annotations" not in x]
+    if bare or not any(x["annotations"] for x in records):
+        what = f"images without labels, e.g. {bare[0]['file_name']}" if bare else "no labelled box"
+        raise ConfigError(f"The data set '{name}' has {what}: name one that is labelled.")
+    return records
+
+
+def num_labelled(name: str) -> int:
+    """Images of :func:`labelled_records`, which are read once in a process."""
+    return _num_labelled(name, DatasetCatalog[name])
+
+
+@functools.cache
+def _num_labelled(name: str, load: Callable) -> int:
+    return len(labelled_records(name))
 
 
 def read_label_set(name: str, where: str) -> LabelSet:

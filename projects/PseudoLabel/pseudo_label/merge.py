@@ -25,6 +25,7 @@ from .prepare import PlannedRun
 from .raw_detections import check_generated, raw_hashes, read_unified
 from .run_folder import RunError, RunFolder, hash_of
 from .run_thresholds import teacher_thresholds
+from .setting_names import called
 from .shards import Shard, ShardContents, read_shard, write_shard
 from .stage_files import shards_to_do, stage_is_done, write_stage
 
@@ -165,7 +166,7 @@ def _check_names(run: RunFolder | PlannedRun, settings: MergeSettings) -> None:
                 raise ConfigError(f"For a {kind}: {unknown_name('teacher', name, names)}")
     if settings.mode == "vote" and settings.min_votes > len(names):
         raise ConfigError(
-            f"min_votes is {settings.min_votes}, but the run has {len(names)} "
+            f"{called('min_votes')} is {settings.min_votes}, but the run has {len(names)} "
             f"teacher{'s' if len(names) > 1 else ''}: ask for that many at most."
         )
 

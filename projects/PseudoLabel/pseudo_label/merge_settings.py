@@ -10,6 +10,7 @@ from kd_d2.config.rules import ConfigError
 
 from .label_set import LabelSet
 from .merging import SCORE_TYPES
+from .setting_names import called
 from .thresholds import LIMITS, THRESHOLD_MODES
 
 MODES = {"nms": 0.6, "wbf": 0.55, "vote": 0.5}
@@ -61,7 +62,9 @@ class MergeSettings:
         object.__setattr__(self, "classes", tuple(self.classes))
         twice = [name for name, count in Counter(self.classes).items() if count > 1]
         if twice:
-            raise ConfigError(f"classes has {twice[0]!r} more than once: name each class once.")
+            raise ConfigError(
+                f"{called('classes')} has {twice[0]!r} more than once: name each class once."
+            )
         for key, known in (
             ("mode", MODES),
             ("score_type", SCORE_TYPES),
@@ -69,7 +72,9 @@ class MergeSettings:
         ):
             value = getattr(self, key)
             if value not in known:
-                raise ConfigError(f"{key} is {value!r}; it must be one of {', '.join(known)}.")
+                raise ConfigError(
+                    f"{called(key)} is {value!r}; it must be one of {', '.join(known)}."
+                )
         low, high = self.limits
         rules = [
             ("iou", 0 < self.least_iou < 1, "between 0 and 1"),
@@ -82,13 +87,19 @@ class MergeSettings:
         ]
         for key, fits, words in rules:
             if not fits:
-                raise ConfigError(f"{key} is {getattr(self, key)!r}; it must be {words}.")
+                raise ConfigError(f"{called(key)} is {getattr(self, key)!r}; it must be {words}.")
         if self.weights and self.mode != "wbf":
             raise ConfigError("weights of teachers count with the mode wbf only: leave them out.")
         if (self.threshold_mode == "file") != (self.threshold_file is not None):
-            raise ConfigError("threshold_mode 'file' and a threshold_file go together: give both.")
+            raise ConfigError(
+                f"{called('threshold_mode')} 'file' and a {called('threshold_file')} go together: "
+                "give both."
+            )
         if self.threshold_mode in NEEDS_LABELS and self.labels is None:
-            raise ConfigError(f"{self.threshold_mode} needs a labelled data set: name one.")
+            raise ConfigError(
+                f"{called('threshold_mode')} {self.threshold_mode} needs a labelled data set: name "
+                f"one ({called('labels')})."
+            )
 
     @property
     def least_iou(self) -> float:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from detectron2.data import MetadataCatalog
 
 from kd_d2.config.rules import ConfigError
-from kd_d2.data.reading import read_dataset
 
-from .label_set import LabelSet, find_record
+from .label_set import LabelSet, find_record, labelled_records
 from .overlaps import overlapping
 from .run_folder import ImageRecord
 from .trained_on import dropped_images
@@ -49,11 +48,7 @@ def read_labelled(name: str, classes: Sequence[str], drop: Sequence[str]) -> Lab
             list, or none that the student has.
         ValueError: it cannot be read.
     """
-    records = read_dataset(name)
-    bare = [x for x in records if "annotations" not in x]
-    if bare or not any(x["annotations"] for x in records):
-        what = f"images without labels, e.g. {bare[0]['file_name']}" if bare else "no labelled box"
-        raise ConfigError(f"The data set '{name}' has {what}: name one that is labelled.")
+    records = labelled_records(name)
     own = MetadataCatalog.get(name).get("thing_classes")
     if own is None:
         raise ConfigError(

@@ -5,26 +5,20 @@ a schedule of its own, and learns what people have labelled. Baselines are as lo
 """
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
 
 from kd_d2.config.names import detector_node
-from kd_d2.config.schedule import scaled_steps
+from kd_d2.config.rules import ConfigError
+from kd_d2.config.schedule import scale_distillation, scaled_steps
 from kd_d2.config.student import student_config
 
-from .class_lists import PhaseClasses, classes_of
-from .recipe import export_folder, labels_folder
-from .relabeled import PREFIX as RELABELED
+from .class_lists import PhaseClasses, class_lists, classes_of
+from .phase_data import exported, labelled_data, learn_pseudo_labels, mixed_data, set_covered
+from .recipe import labels_folder
 from .relabeled import View
-from .trained_on import PREFIX as EXPORTED
-
-VIEW = "labels.json"
-
-
-def exported(cfg: CfgNode) -> str:
-    """The data set of these labels."""
-    return f"{EXPORTED}:{export_folder(cfg)}"
 
 
 def phase_folder(cfg: CfgNode, name: str) -> str:
@@ -37,12 +31,14 @@ class Phase(NamedTuple):
     Attributes:
         name: "b", "c", or the baseline's.
         cfg: an ordinary config.
-        view: of the data set that must be written before; None: there is none.
+        view: of people's labels, which must be written before; None: they are learned as they are.
+        mixed: the same of the pseudo labels that are mixed in.
     """
 
     name: str
     cfg: CfgNode
     view: View | None = None
+    mixed: View | None = None
 
 
 def plan(cfg: CfgNode, classes: PhaseClasses, num_labeled: int) -> list[Phase]:
@@ -60,7 +56,7 @@ def phase_b(cfg: CfgNode, classes: PhaseClasses) -> Phase:
     """The student on pseudo labels."""
     phase = _ordinary(cfg, "b", classes.taught)
     phase.DATASETS.TRAIN = (exported(phase),)
-    _learn_pseudo_labels(phase)
+    learn_pseudo_labels(phase)
     return Phase("b", phase)
 
 
@@ -77,20 +73,25 @@ def phase_c(cfg: CfgNode, classes: PhaseClasses, num_labeled: int) -> Phase:
         phase.MODEL.WEIGHTS_CLASSES = list(classes.taught)
         _set_num_classes(phase, classes)
     _set_length(phase, phase_c_length(cfg, num_labeled))
+    if not node.WEIGHTS and not phase.MODEL.WEIGHTS_CLASSES:
+        _go_on_distilling(phase)
     for solver in (phase.SOLVER, phase.SOLVER.TEACHER):
         if solver.BASE_LR is not None:
             solver.BASE_LR *= node.LR_FACTOR
     phase.SOLVER.WARMUP_ITERS = node.WARMUP_ITERS
-    name, view = _labelled(phase, classes, node.MISSING)
-    phase.DATASETS.TRAIN = (name,)
-    if classes.missing and node.MISSING == "mask":
-        phase.MODEL.LABEL_WEIGHTS.COVERED = True
+    if phase.SOLVER.TEACHER.WARMUP_ITERS is not None:
+        phase.SOLVER.TEACHER.WARMUP_ITERS = node.WARMUP_ITERS
+    name, view = labelled_data(phase, classes, node.MISSING)
+    phase.DATASETS.TRAIN, mixed = (name,), None
     if (classes.missing and node.MISSING == "pseudo") or node.MIX_PSEUDO:
-        _learn_pseudo_labels(phase)
+        learn_pseudo_labels(phase)
     if node.MIX_PSEUDO:
-        phase.DATASETS.TRAIN = (name, exported(phase))
+        pseudo, mixed = mixed_data(phase, classes)
+        phase.DATASETS.TRAIN = (name, pseudo)
         phase.DATALOADER.DATASET_SHARES = [1 - node.MIX_PSEUDO, node.MIX_PSEUDO]
-    return Phase("c", phase, view)
+        classes = classes.with_pseudo_labels()
+    set_covered(phase, classes)
+    return Phase("c", phase, view, mixed)
 
 
 def baseline(cfg: CfgNode, classes: PhaseClasses, num_labeled: int) -> Phase:
@@ -100,12 +101,15 @@ def baseline(cfg: CfgNode, classes: PhaseClasses, num_labeled: int) -> Phase:
     if classes.final != classes.taught:
         _set_num_classes(phase, classes)
     _set_length(phase, cfg.SOLVER.MAX_ITER + phase_c_length(cfg, num_labeled))
-    joint = kind == "joint"
-    missing = cfg.PSEUDO_LABEL.PHASE_C.MISSING if joint else "background"
-    name, view = _labelled(phase, classes, missing, others=joint)
-    phase.DATASETS.TRAIN = (name,)
+    missing, joint = cfg.PSEUDO_LABEL.PHASE_C.MISSING, kind == "joint"
     if joint:
-        _learn_pseudo_labels(phase)
+        learn_pseudo_labels(phase)
+        classes = classes.with_pseudo_labels()
+    elif missing == "pseudo":
+        missing = "background"
+    name, view = labelled_data(phase, classes, missing, others=joint)
+    phase.DATASETS.TRAIN = (name,)
+    set_covered(phase, classes)
     return Phase(kind, phase, view)
 
 
@@ -116,24 +120,50 @@ def phase_c_length(cfg: CfgNode, num_labeled: int) -> int:
 
 
 def evaluated(cfg: CfgNode) -> CfgNode:
-    """The ordinary config of an evaluation: of the last training that a config asks for."""
-    node = cfg.PSEUDO_LABEL
-    last = "c" if node.LABELED and "C" in node.PHASES else "b"
-    return _in_folder_of(cfg, node.BASELINE or last)
+    """The ordinary config of an evaluation: of the student of the last training of a config.
+
+    Raises:
+        ConfigError: the config asks for no training, or no test set has this student's classes.
+        ValueError, OSError: see ``class_lists``.
+    """
+    labelled = cfg.clone()
+    labelled.defrost()
+    labelled.PSEUDO_LABEL.PHASES = [x for x in cfg.PSEUDO_LABEL.PHASES if x != "A"]
+    classes = class_lists(labelled)  # if there are labels, no teacher needs to be at hand
+    phases = plan(cfg, classes, num_labeled=1)
+    if not phases:
+        raise ConfigError(
+            f"PSEUDO_LABEL.PHASES {list(cfg.PSEUDO_LABEL.PHASES)} trains no student that could be "
+            "evaluated: add B."
+        )
+    check_tested(cfg, phases, classes)
+    last = phases[-1].cfg
+    last.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS  # and not those that it begins with
+    last.MODEL.WEIGHTS_CLASSES = cfg.MODEL.WEIGHTS_CLASSES
+    return last
 
 
-def _in_folder_of(cfg: CfgNode, name: str) -> CfgNode:
-    """A config without phases, with the OUTPUT_DIR of one."""
+def check_tested(cfg: CfgNode, phases: Sequence[Phase], classes: PhaseClasses) -> None:
+    """
+    Raises:
+        ConfigError: no test set has the classes of the last phase's student.
+    """
+    if not phases or phases[-1].cfg.DATASETS.TEST or not cfg.DATASETS.TEST:
+        return
+    own = classes.taught if phases[-1].name == "b" else classes.final
+    raise ConfigError(
+        f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)} has not the classes of the student in its last "
+        f"phase ({', '.join(own)}), in this order: give another test set, or none, or "
+        "PSEUDO_LABEL.CLASSES or PHASE_C.CLASSES in the order of this one."
+    )
+
+
+def _ordinary(cfg: CfgNode, name: str, classes: tuple[str, ...]) -> CfgNode:
     phase = cfg.clone()
     phase.defrost()
     phase.OUTPUT_DIR = phase_folder(cfg, name)
     phase.PSEUDO_LABEL.TEACHERS = []
     phase.PSEUDO_LABEL.LABELS_DIR = labels_folder(cfg)
-    return phase
-
-
-def _ordinary(cfg: CfgNode, name: str, classes: tuple[str, ...]) -> CfgNode:
-    phase = _in_folder_of(cfg, name)
     # a student that has other classes for the time being is not evaluated
     tests = cfg.DATASETS.TEST
     phase.DATASETS.TEST = tuple(x for x in tests if classes_of(x, "DATASETS.TEST") == classes)
@@ -148,37 +178,16 @@ def _set_num_classes(phase: CfgNode, classes: PhaseClasses) -> None:
 
 def _set_length(phase: CfgNode, length: int) -> None:
     solver = phase.SOLVER
+    scale_distillation(phase, solver.MAX_ITER / length)
     for part in (solver, solver.TEACHER):
         if part.STEPS is not None:
             part.STEPS = scaled_steps(part.STEPS, solver.MAX_ITER, length)
     solver.MAX_ITER = length
 
 
-def _learn_pseudo_labels(phase: CfgNode) -> None:
-    weights, node = phase.MODEL.LABEL_WEIGHTS, phase.PSEUDO_LABEL
-    weights.ENABLED = weights.ENABLED or node.WEIGHTS != "none"
-    weights.IGNORE = weights.IGNORE or node.USE_IGNORE
-    # images on which the teachers were sure that there is nothing
-    phase.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
-
-
-def _labelled(
-    phase: CfgNode, classes: PhaseClasses, missing: str, others: bool = False
-) -> tuple[str, View | None]:
-    """The data set of people's labels in the student's classes: its name, and what it shows."""
-    names = list(phase.PSEUDO_LABEL.LABELED)
-    if len(names) == 1 and classes.labelled == classes.final and not others:
-        return names[0], None
-    if missing == "drop" or not classes.missing:
-        missing = "background"
-    known = dict.fromkeys([*classes.labelled, *classes.taught])
-    view = View(
-        datasets=names,
-        classes=list(classes.final),
-        drop=[name for name in known if name not in classes.final],
-        pseudo_labels=export_folder(phase) if others or missing == "pseudo" else None,
-        missing=missing,
-        iou=phase.PSEUDO_LABEL.PHASE_C.MISSING_IOU,
-        others=others,
-    )
-    return f"{RELABELED}:{os.path.abspath(os.path.join(phase.OUTPUT_DIR, VIEW))}", view
+def _go_on_distilling(phase: CfgNode) -> None:
+    """All that distills comes with the weights of phase B, where it was warmed up."""
+    kd = phase.MODEL.KD
+    kd.FREEZE_BACKBONE = None
+    if kd.LGD.PRE_NONDISTILL != "auto":  # whose state comes with the weights, too
+        kd.LGD.PRE_NONDISTILL = 0

@@ -11,6 +11,7 @@ from typing import Any
 
 from .claims import Claims
 from .run_folder import ImageRecord, RunError, RunFolder, TeacherRecord, image_list_hash
+from .setting_names import ELSEWHERE
 from .settings import GenerateSettings
 from .shards import forget_failed
 from .speed import FOLDER as SPEED
@@ -85,8 +86,8 @@ class PlannedRun:
         elif shards or self._at_work(run):
             more = f"; and {len(different) - _MOST_TOLD} more" * (len(different) > _MOST_TOLD)
             raise RunError(
-                f"{run.folder} has another run: {'; '.join(different[:_MOST_TOLD])}{more}. Give "
-                "another output folder, or --new-run to delete what is there and begin anew."
+                f"{run.folder} has another run: {'; '.join(different[:_MOST_TOLD])}{more}. "
+                f"{ELSEWHERE}"
             )
         for source in self.sources if shards else ():
             load_teacher(source.name, teacher_config(source, self.settings))

@@ -23,6 +23,11 @@ def labels_images(cfg: CfgNode) -> bool:
     return bool(cfg.PSEUDO_LABEL.TEACHERS)
 
 
+def makes_labels(cfg: CfgNode) -> bool:
+    """Whether phase A is run."""
+    return "A" in cfg.PSEUDO_LABEL.PHASES and cfg.PSEUDO_LABEL.BASELINE != "labels"
+
+
 def labels_folder(cfg: CfgNode) -> str:
     """Where phase A works."""
     return os.path.abspath(cfg.PSEUDO_LABEL.LABELS_DIR or os.path.join(cfg.OUTPUT_DIR, "labels"))
@@ -38,11 +43,6 @@ def image_sources(cfg: CfgNode) -> list[str]:
     node = cfg.PSEUDO_LABEL
     parts = {"unlabeled": list(node.UNLABELED), "labeled": list(node.LABELED)}
     return [name for part in node.PHASE_B_IMAGES.split("+") for name in parts[part]]
-
-
-def labels_are_made(cfg: CfgNode) -> bool:
-    """Whether there is a phase A."""
-    return "A" in cfg.PSEUDO_LABEL.PHASES and cfg.PSEUDO_LABEL.BASELINE != "labels"
 
 
 def labels_own_images(cfg: CfgNode) -> bool:
@@ -153,8 +153,3 @@ def unified(cfg: CfgNode, order: Sequence[str] = ()) -> Unified:
     settings, maps = generate_settings(cfg), class_maps(cfg)
     own = {x.name: class_names(teacher_config(x, settings)) for x in teacher_sources(cfg)}
     return unify([map_of(classes, maps.get(name)) for name, classes in own.items()], order)
-
-
-def unified_classes(cfg: CfgNode) -> tuple[str, ...]:
-    """The names of :func:`unified`."""
-    return unified(cfg).names

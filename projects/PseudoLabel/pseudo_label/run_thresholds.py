@@ -16,6 +16,7 @@ from .merge_settings import MergeSettings
 from .raw_detections import read_unified
 from .run_folder import RunFolder
 from .score_ranks import ScoreRanks
+from .setting_names import called
 from .thresholds import (
     LEAST_LABELS,
     count_ranks,
@@ -35,7 +36,7 @@ def teacher_thresholds(
         ConfigError: the file, or the labels, do not fit the run.
     """
     teachers, mode = [t.name for t in run.teachers], settings.threshold_mode
-    known = known_classes(unified, teachers)
+    known = unified.known_to(teachers)
     if mode == "file":
         found = read_thresholds(settings.threshold_file, known)
     else:
@@ -49,14 +50,6 @@ def teacher_thresholds(
         found = {name: {c: row[c] for c in known[name]} for name, row in zip(teachers, values)}
     warn_of_high(found)
     return found
-
-
-def known_classes(unified: Unified, teachers: Sequence[str]) -> dict[str, list[str]]:
-    """Name of a teacher -> names of the unified classes that it knows."""
-    return {
-        name: [c for c, by in zip(unified.names, unified.known_by) if number in by]
-        for number, name in enumerate(teachers)
-    }
 
 
 def labelled_classes(labels: LabelSet, names: Sequence[str]) -> np.ndarray:
@@ -92,12 +85,12 @@ def check_labelled_images(name: str, num_images: int, num_labels: np.ndarray) ->
     if not num_images:
         raise ConfigError(
             f"None of the images of {name} is in the run: generate labels for some of them, too, "
-            "or choose another threshold_mode."
+            f"or choose other thresholds ({called('threshold_mode')})."
         )
     if (num_labels < LEAST_LABELS).all():
         raise ConfigError(
             f"No class has {LEAST_LABELS} boxes of {name} in the run's images: generate labels for "
-            "more of them, or choose another threshold_mode."
+            f"more of them, or choose other thresholds ({called('threshold_mode')})."
         )
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from .detections import Detections
+from .setting_names import ELSEWHERE
 
 SIZE = 1000
 """Images of a shard."""
@@ -140,7 +141,7 @@ def is_done(folder: Path, shard: Shard, run: str, made_of: str | None = None) ->
     if record["run"] != run:
         raise ShardError(
             f"{folder / shard.name}.done is of another run, with other settings, weights or "
-            "images: give another output folder, or --new-run to begin anew here."
+            f"images. {ELSEWHERE}"
         )
     if made_of is not None and record.get("made_of") != made_of:
         return False

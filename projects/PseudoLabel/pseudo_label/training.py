@@ -6,9 +6,7 @@ baseline_labels/  baseline_joint/
 """
 
 import argparse
-import json
 import logging
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,44 +16,44 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from kd_d2.checkpoint import atomic_write, file_sha256
-from kd_d2.config.rules import ConfigError
-from kd_d2.config.student import without_unused_nodes
-from kd_d2.data.reading import read_dataset
 from kd_d2.engine import choose_device, user_errors
 
+from .check_phases import count_labelled
 from .class_lists import PhaseClasses, class_lists
+from .earlier_labels import warn_of_other_labels
 from .generate import generate
 from .leaks import check_no_leak
 from .merge import unify_classes
 from .offline import check_offline, label_images
-from .phases import VIEW, Phase, exported, plan
+from .phase_data import MIXED, VIEW
+from .phase_record import (
+    check_resumable,
+    earlier_record,
+    learns_pseudo_labels,
+    length,
+    what_it_learns,
+    write_record,
+)
+from .phases import Phase, plan
 from .prepare import prepare_run
-from .publish import read_side_car
 from .recipe import (
     export_folder,
     export_settings,
     filter_settings,
     generate_settings,
     image_sources,
-    labels_are_made,
     labels_folder,
     labels_own_images,
+    makes_labels,
     merge_settings,
     people_s_labels,
     teacher_sources,
     unified,
 )
 from .relabeled import write_view
-from .run_folder import RunFolder, hash_of
+from .run_folder import RunFolder
 from .sources import from_names
 
-MARKER = "phase.json"
-# Keys of PSEUDO_LABEL that labels depend on
-_OF_LABELS = (
-    *("TEACHERS", "CLASS_MAPS", "UNLABELED", "LABELED", "PHASE_B_IMAGES", "CLASSES"),
-    *("GENERATE", "MERGE", "FILTER", "WEIGHTS", "W_MIN"),
-)
 # generating labels takes as long as it takes
 _LONGEST = timedelta(days=30)
 
@@ -80,22 +78,21 @@ def run_phases(cfg: CfgNode, args: argparse.Namespace, train: Callable):
     """
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="kd_d2")
     choose_device(cfg, args.num_gpus)
-    node, results, anew = cfg.PSEUDO_LABEL, None, not args.resume
+    results, anew = None, not args.resume
     with user_errors():
         classes = class_lists(cfg)
-        num_labeled = sum(len(read_dataset(name)) for name in node.LABELED)
-        phases = plan(cfg, classes, num_labeled)
+        phases = plan(cfg, classes, count_labelled(cfg))
         if args.resume:  # before labels are replaced
-            for phase in phases:
-                _check_same(phase, _recipe_hash(cfg, phase), "recipe")
-        if labels_are_made(cfg):
+            check_resumable(cfg, phases)
+        if not makes_labels(cfg) and any(map(learns_pseudo_labels, phases)):
+            warn_of_other_labels(cfg)
+        if makes_labels(cfg):
             make_labels(cfg, classes)
     for phase in phases:
-        learned = {"config": _hash(phase.cfg), "recipe": _recipe_hash(cfg, phase)}
         with user_errors():
-            learned |= {"labels": _labels_hash(phase), "weights": _weights_hash(phase)}
-            before = {} if anew else _check_same(phase, learned["labels"], "labels")
-            if before == {**learned, "finished": True}:
+            learned = what_it_learns(cfg, phase)
+            before = {} if anew else earlier_record(phase, "labels", learned)
+            if before.get("finished") and learned.items() <= before.items():
                 logger.info("Finished before: %s.", phase.cfg.OUTPUT_DIR)
                 continue
             # phase C goes on only from the weights of B with which it has begun
@@ -106,7 +103,7 @@ def run_phases(cfg: CfgNode, args: argparse.Namespace, train: Callable):
         _close_logs()
         results = train(phase.cfg, argparse.Namespace(**{**vars(args), "resume": resume}))
         if comm.is_main_process():
-            _write(phase.cfg, {**learned, "finished": True})
+            write_record(phase, {**learned, "finished": True, "length": length(phase)})
         anew = True  # if what follows has begun, then with other weights
     return results
 
@@ -158,70 +155,11 @@ def _device(cfg: CfgNode) -> str:
     return f"cuda:{comm.get_local_rank()}" if on_gpu else cfg.MODEL.DEVICE
 
 
-def _hash(cfg: CfgNode) -> str:
-    """Equal for phases that train the same; where they run does not matter."""
-    same = without_unused_nodes(cfg)
-    same.MODEL.DEVICE = same.OUTPUT_DIR = ""
-    return hash_of(same.dump())
-
-
-def _learns_pseudo_labels(phase: Phase) -> bool:
-    completed = phase.view is not None and phase.view.pseudo_labels is not None
-    return completed or exported(phase.cfg) in phase.cfg.DATASETS.TRAIN
-
-
-def _recipe_hash(cfg: CfgNode, phase: Phase) -> str | None:
-    """Of how the pseudo labels that a phase learns are made; None if it learns none."""
-    node = cfg.PSEUDO_LABEL
-    return hash_of([node[key] for key in _OF_LABELS]) if _learns_pseudo_labels(phase) else None
-
-
-def _labels_hash(phase: Phase) -> str | None:
-    """Of the pseudo labels that a phase learns; None if it learns none, or there are none yet."""
-    content = read_side_car(Path(export_folder(phase.cfg)))
-    known = content is not None and _learns_pseudo_labels(phase)
-    return hash_of(content["files"]) if known else None
-
-
-def _weights_hash(phase: Phase) -> str | None:
-    """Of the weights of phase B that phase C begins with; None for the others."""
-    path = phase.cfg.MODEL.WEIGHTS
-    return file_sha256(path) if phase.name == "c" and os.path.isfile(path) else None
-
-
-def _check_same(phase: Phase, now: str | None, key: str) -> dict:
-    """What was noted of a phase when it began; empty if it has not begun.
-
-    Raises:
-        ConfigError: it has learned other labels than those of now.
-    """
-    path = Path(phase.cfg.OUTPUT_DIR, MARKER)
-    before = comm.all_gather(_read(path) if comm.is_main_process() else None)[0]
-    if before and before[key] != now:
-        raise ConfigError(
-            f"{phase.cfg.OUTPUT_DIR} was trained on other pseudo labels than those of now: choose "
-            "another OUTPUT_DIR, or leave out --resume to train it anew."
-        )
-    return before
-
-
-def _read(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
 def _begin(phase: Phase, learned: dict) -> None:
-    if phase.view is not None:
-        write_view(Path(phase.cfg.OUTPUT_DIR, VIEW), phase.view)
-    _write(phase.cfg, learned)
-
-
-def _write(cfg: CfgNode, content: dict) -> None:
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    with atomic_write(os.path.join(cfg.OUTPUT_DIR, MARKER), "w") as f:
-        json.dump(content, f, indent=1)
+    for file, view in ((VIEW, phase.view), (MIXED, phase.mixed)):
+        if view is not None:
+            write_view(Path(phase.cfg.OUTPUT_DIR, file), view)
+    write_record(phase, learned)
 
 
 def _close_logs() -> None:

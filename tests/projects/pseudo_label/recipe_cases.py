@@ -10,6 +10,7 @@ from tiny_models import write_untrained
 from kd_d2.engine import load_config
 
 ROOT = Path(__file__).resolve().parents[3]
+LABELLED = ({"file_name": "a.png", "image_id": 1, "annotations": [{"category_id": 0}]},)
 TEACHER = """
 _BASE_: {base}
 MODEL:
@@ -41,7 +42,7 @@ def recipe(folder: Path, *overrides, teachers=None):
 
 
 @contextmanager
-def data_set(name: str, classes, records=()):
+def data_set(name: str, classes, records=LABELLED):
     """Registered for a while."""
     DatasetCatalog.register(name, lambda: list(records))
     MetadataCatalog.get(name).thing_classes = list(classes)

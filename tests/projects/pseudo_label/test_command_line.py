@@ -124,7 +124,7 @@ def test_ids_of_categories(asked, tmp_path):
         (["--truth", "nowhere"], "--truth names the data set 'nowhere', which is not registered"),
         (["--classes", "nowhere"], "--classes nowhere is no data set, and no text file"),
         (["--category-ids", "nowhere.json"], "--category-ids nowhere.json cannot be read"),
-        (["--max-aspect", "0.5"], "max_aspect is 0.5"),
+        (["--max-aspect", "0.5"], r"\(--max-aspect\) is 0.5"),
         (["--w-min", "2"], "w_min is 2.0"),
         (["--seed", "-1"], "seed is -1"),
         (["--min-agreement", "0.7"], r"min_agreement needs .* generate with that \(--flip, GEN"),

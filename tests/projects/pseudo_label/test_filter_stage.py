@@ -86,7 +86,9 @@ def test_thresholds_of_several_teachers(tmp_path):
 def test_a_given_t_ignore(run):
     content = filtered(run, t_ignore=0.45)
     assert content["t_ignore"] == {"car": 0.45, "dog": 0.45}
-    with pytest.raises(ConfigError, match="t_ignore is 0.6, above the threshold 0.5 of 'dog'"):
+    with pytest.raises(
+        ConfigError, match=r"T_IGNORE \(--ignore-from\) is 0.6, above the threshold 0.5 of 'dog'"
+    ):
         filtered(run, t_ignore=0.6)
 
 
@@ -259,7 +261,7 @@ def test_a_merged_shard_that_was_changed(run):
 
 
 def test_agreement_that_nobody_has_looked_at(run):
-    with pytest.raises(ConfigError, match="min_agreement needs to know"):
+    with pytest.raises(ConfigError, match=r"MIN_AGREEMENT \(--min-agreement\) needs to know"):
         filtered(run, min_agreement=0.7)
 
 

@@ -247,5 +247,5 @@ def test_images(settings, expected):
     ],
 )
 def test_wrong_settings(key, value):
-    with pytest.raises(ConfigError, match=f"^{key} is .*; it must be "):
+    with pytest.raises(ConfigError, match=rf"{key.upper()} \(--.*\) is .*; it must be "):
         FilterSettings(**{key: value})

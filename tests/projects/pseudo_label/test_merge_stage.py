@@ -431,7 +431,10 @@ def test_a_raw_shard_that_was_changed(tmp_path):
     [
         ({"class_maps": {"c": None}}, "For a class map: Unknown teacher 'c'"),
         ({"mode": "wbf", "weights": {"c": 2}}, "For a weight: Unknown teacher 'c'"),
-        ({"mode": "vote", "min_votes": 3}, "min_votes is 3, but the run has 2 teachers"),
+        (
+            {"mode": "vote", "min_votes": 3},
+            r"MIN_VOTES \(--min-votes\) is 3, but the run has 2 teachers",
+        ),
         ({"class_maps": {"a": "none.yaml"}}, "cannot be read"),
         ({"threshold_mode": "file", "threshold_file": "none.json"}, "cannot be read"),
     ],
@@ -469,22 +472,22 @@ def test_labels_of_other_images(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"mode": "soft"}, "mode is 'soft'; it must be one of nms, wbf, vote"),
-        ({"score_type": "sum"}, "score_type is 'sum'"),
-        ({"threshold_mode": "guess"}, "threshold_mode is 'guess'"),
-        ({"iou": 1.5}, "iou is 1.5; it must be between 0 and 1"),
-        ({"threshold": 0}, "threshold is 0; it must be between 0 and 1"),
-        ({"threshold": float("nan")}, "threshold is nan"),
+        ({"mode": "soft"}, r"MERGE.MODE \(--merge\) is 'soft'; it must be one of nms, wbf, vote"),
+        ({"score_type": "sum"}, r"SCORE_TYPE \(--score-type\) is 'sum'"),
+        ({"threshold_mode": "guess"}, r"MERGE.THRESHOLDS \(--thresholds\) is 'guess'"),
+        ({"iou": 1.5}, r"MERGE.IOU \(--merge-iou\) is 1.5; it must be between 0 and 1"),
+        ({"threshold": 0}, r"THRESHOLD \(--threshold\) is 0; it must be between 0 and 1"),
+        ({"threshold": float("nan")}, r"THRESHOLD \(--threshold\) is nan"),
         ({"limits": (0.9, 0.3)}, "limits is"),
         ({"beta": 0}, "beta is 0; it must be above 0"),
-        ({"min_votes": 0}, "min_votes is 0"),
+        ({"min_votes": 0}, r"MIN_VOTES \(--min-votes\) is 0"),
         ({"parent_iou": 0}, "parent_iou is 0"),
         ({"mode": "wbf", "weights": {"a": 0}}, "weights is"),
         ({"weights": {"a": 2}}, "with the mode wbf only"),
         ({"threshold_mode": "file"}, "go together"),
         ({"threshold_file": "t.json"}, "go together"),
         ({"threshold_mode": "per_class_count"}, "per_class_count needs a labelled data set"),
-        ({"classes": ("car", "dog", "car")}, "classes has 'car' more than once"),
+        ({"classes": ("car", "dog", "car")}, r"CLASSES \(--classes\) has 'car' more than once"),
     ],
 )
 def test_wrong_settings(settings, words):

@@ -10,7 +10,7 @@ from kd_d2.projects.pseudo_label.class_lists import PhaseClasses
 from kd_d2.projects.pseudo_label.phases import phase_c_length, plan
 
 SHAPES = tuple(CLASSES)
-SAME = PhaseClasses(SHAPES, SHAPES, SHAPES)
+SAME = PhaseClasses(SHAPES, (SHAPES,), SHAPES)
 
 
 def recipe(*overrides):
@@ -122,7 +122,7 @@ FIRST, REST = SHAPES[:3], SHAPES[3:]
 @pytest.mark.parametrize("missing", ["pseudo", "mask", "background"])
 def test_classes_that_people_have_not_labelled(missing):
     cfg = recipe("PSEUDO_LABEL.PHASE_C.MISSING", missing, "PSEUDO_LABEL.PHASE_C.MISSING_IOU", 0.6)
-    c = plan(cfg, PhaseClasses(SHAPES, FIRST, SHAPES), 200)[-1]
+    c = plan(cfg, PhaseClasses(SHAPES, (FIRST,), SHAPES), 200)[-1]
     view, weights = c.view, c.cfg.MODEL.LABEL_WEIGHTS
     assert (f"relabeled:{os.path.abspath('out/phase_c/labels.json')}",) == c.cfg.DATASETS.TRAIN
     assert (tuple(view.classes), list(view.drop)) == (SHAPES, [])
@@ -134,7 +134,7 @@ def test_classes_that_people_have_not_labelled(missing):
 
 def test_a_student_that_keeps_the_labelled_classes_only():
     cfg = recipe("PSEUDO_LABEL.PHASE_C.MISSING", "drop")
-    b, c = plan(cfg, PhaseClasses(SHAPES, FIRST, FIRST), 200)
+    b, c = plan(cfg, PhaseClasses(SHAPES, (FIRST,), FIRST), 200)
     assert b.cfg.MODEL.GFL.NUM_CLASSES == 6 and c.cfg.MODEL.GFL.NUM_CLASSES == 3
     assert list(SHAPES) == c.cfg.MODEL.WEIGHTS_CLASSES
     assert c.view is None and c.cfg.DATASETS.TRAIN == ("shapes_train_10p_s0",)
@@ -144,6 +144,63 @@ def test_a_student_that_keeps_the_labelled_classes_only():
 
 def test_a_student_that_learns_a_new_class():
     cfg = recipe()
-    c = plan(cfg, PhaseClasses(FIRST, (*REST, *FIRST), (*FIRST, *REST)), 200)[-1]
+    c = plan(cfg, PhaseClasses(FIRST, ((*REST, *FIRST),), (*FIRST, *REST)), 200)[-1]
     assert c.cfg.MODEL.GFL.NUM_CLASSES == 6 and list(FIRST) == c.cfg.MODEL.WEIGHTS_CLASSES
     assert tuple(c.view.classes) == (*FIRST, *REST) and c.view.pseudo_labels is None
+
+
+@pytest.mark.parametrize("missing", ["pseudo", "mask", "background"])
+def test_data_sets_that_lack_different_classes(missing):
+    """All classes are labelled, but none of the images has the labels of all."""
+    cfg = recipe("PSEUDO_LABEL.PHASE_C.MISSING", missing, "PSEUDO_LABEL.LABELED", "['a', 'b']")
+    classes = PhaseClasses(SHAPES, (FIRST, REST), SHAPES)
+    assert classes.missing == SHAPES
+    c = plan(cfg, classes, 200)[-1]
+    weights = c.cfg.MODEL.LABEL_WEIGHTS
+    assert c.view.missing == missing and list(c.view.datasets) == ["a", "b"]
+    assert (c.view.pseudo_labels is not None) == (missing == "pseudo") == weights.IGNORE
+    assert (missing == "mask") == weights.COVERED
+    assert (missing != "pseudo") == c.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+
+
+def test_data_sets_that_have_all_classes():
+    cfg = recipe("PSEUDO_LABEL.PHASE_C.MISSING", "mask", "PSEUDO_LABEL.LABELED", "['a', 'b']")
+    classes = PhaseClasses(SHAPES, (SHAPES, SHAPES[::-1]), SHAPES)
+    c = plan(cfg, classes, 200)[-1]
+    assert classes.missing == () and c.view.missing == "background"
+    assert not c.cfg.MODEL.LABEL_WEIGHTS.COVERED
+
+
+@pytest.mark.parametrize("kind", ["labels", "joint"])
+@pytest.mark.parametrize("missing", ["pseudo", "mask", "background"])
+def test_baselines_whose_labels_lack_classes(kind, missing):
+    cfg = recipe("PSEUDO_LABEL.PHASE_C.MISSING", missing, "PSEUDO_LABEL.BASELINE", kind)
+    [phase] = plan(cfg, PhaseClasses(SHAPES, (FIRST,), SHAPES), 200)
+    assert (missing == "mask") == phase.cfg.MODEL.LABEL_WEIGHTS.COVERED
+    fills = kind == "labels" and missing == "pseudo"  # it has no pseudo labels
+    assert phase.view.missing == ("background" if fills else missing)
+    assert (phase.view.pseudo_labels is not None) == phase.view.others == (kind == "joint")
+
+
+@pytest.mark.parametrize("missing", ["background", "mask"])
+def test_a_class_that_teachers_do_not_know_is_missing_in_pseudo_labels(missing):
+    labels = PhaseClasses(FIRST, ((*REST, *FIRST),), (*FIRST, *REST))
+    values = ["PSEUDO_LABEL.PHASE_C.MISSING", missing, "PSEUDO_LABEL.BASELINE", "joint"]
+    [joint] = plan(recipe(*values), labels, 200)
+    c = plan(recipe(*values[:2], "PSEUDO_LABEL.PHASE_C.MIX_PSEUDO", 0.25), labels, 200)[-1]
+    for phase, view in ((joint, joint.view), (c, c.mixed)):
+        assert view.missing == missing
+        assert (missing == "mask") == phase.cfg.MODEL.LABEL_WEIGHTS.COVERED
+    assert c.view.missing == "background"  # people have labelled all
+
+
+def test_mixed_with_pseudo_labels_of_other_classes():
+    cfg = recipe("PSEUDO_LABEL.PHASE_C.MIX_PSEUDO", 0.25, "PSEUDO_LABEL.PHASE_C.MISSING", "drop")
+    b, c = plan(cfg, PhaseClasses(SHAPES, (FIRST,), FIRST), 200)
+    labelled, pseudo = c.cfg.DATASETS.TRAIN
+    assert labelled == "shapes_train_10p_s0"
+    assert pseudo == f"relabeled:{os.path.abspath('out/phase_c/pseudo_labels.json')}"
+    assert list(c.mixed.datasets) == list(b.cfg.DATASETS.TRAIN)
+    assert (tuple(c.mixed.classes), tuple(c.mixed.drop)) == (FIRST, REST)
+    assert (c.mixed.missing, c.mixed.pseudo_labels) == ("background", None)
+    assert plan(cfg, SAME, 200)[-1].mixed is None

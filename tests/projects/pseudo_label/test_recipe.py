@@ -22,7 +22,7 @@ from kd_d2.projects.pseudo_label.recipe import (
     image_sources,
     labels_folder,
     merge_settings,
-    unified_classes,
+    unified,
 )
 from kd_d2.projects.pseudo_label.training import _recipe_hash
 
@@ -52,13 +52,13 @@ def two(folder):
 
 def test_classes_of_one_teacher(folder, big):
     classes = class_lists(recipe(folder, teachers=[big]))
-    assert classes.taught == classes.labelled == classes.final == SHAPES
+    assert classes.taught == classes.final == SHAPES and classes.labelled == (SHAPES,)
     assert classes.missing == ()
 
 
 def test_classes_are_in_the_order_of_the_test_set(folder, two):
     cfg = recipe(folder, teachers=two)
-    assert unified_classes(cfg) == (*REST, *FIRST[::-1])
+    assert unified(cfg).names == (*REST, *FIRST[::-1])
     assert class_lists(cfg).taught == SHAPES
     assert merge_settings(cfg, SHAPES).classes == SHAPES
 
@@ -77,10 +77,13 @@ def test_classes_that_people_have_labelled(folder, big):
     with data_set("recipe_labels", FIRST):
         cfg = recipe(folder, "PSEUDO_LABEL.LABELED", "['recipe_labels']", teachers=[big])
         classes = class_lists(cfg)
-        assert (classes.labelled, classes.final, classes.missing) == (FIRST, SHAPES, REST)
+        assert (classes.labelled, classes.final, classes.missing) == ((FIRST,), SHAPES, REST)
         cfg.PSEUDO_LABEL.PHASE_C.MISSING = "drop"
         assert class_lists(cfg).final == FIRST
         cfg.PSEUDO_LABEL.PHASE_C.CLASSES = [SHAPES[5], *FIRST]
+        with pytest.raises(ConfigError, match=f"not every data set .*{SHAPES[5]}.*list those"):
+            class_lists(cfg)
+        cfg.PSEUDO_LABEL.PHASE_C.MISSING = "mask"
         assert class_lists(cfg).missing == (SHAPES[5],)
     with data_set("recipe_labels", (*FIRST, "moon")):
         cfg.PSEUDO_LABEL.PHASE_C.CLASSES = []
@@ -117,10 +120,10 @@ def test_class_maps(folder, big):
     names = {name: name.upper() for name in FIRST} | dict.fromkeys(REST, "drop")
     entry = class_map(folder, "big", names)
     cfg = recipe(folder, "PSEUDO_LABEL.CLASS_MAPS", repr([entry]), teachers=[big])
-    assert unified_classes(cfg) == tuple(name.upper() for name in FIRST)
+    assert unified(cfg).names == tuple(name.upper() for name in FIRST)
     cfg.PSEUDO_LABEL.CLASS_MAPS = [entry.replace("big=", "bigg=")]
     with pytest.raises(ConfigError, match="CLASS_MAPS: Unknown teacher 'bigg': did you mean 'big'"):
-        unified_classes(cfg)
+        unified(cfg)
 
 
 def test_what_the_stages_are_asked_for(folder, big):
@@ -188,7 +191,7 @@ NODE = "PSEUDO_LABEL."
         ({"GENERATE.BATCH": "0"}, "PSEUDO_LABEL.GENERATE.BATCH is 0"),
         ({"MERGE.MODE": "soft"}, "MERGE.MODE is 'soft'; it must be one of nms, wbf, vote"),
         ({"MERGE.THRESHOLD": "1.5"}, "MERGE.THRESHOLD is 1.5"),
-        ({"MERGE.THRESHOLDS": "file"}, "threshold_file"),
+        ({"MERGE.THRESHOLDS": "file"}, "a PSEUDO_LABEL.MERGE.THRESHOLD_FILE"),
         ({"FILTER.MIN_AGREEMENT": "0.7"}, "MIN_AGREEMENT needs mirrored images"),
         (
             {"../MODEL.LABEL_WEIGHTS.BOX_LOSS": "reliable"},
@@ -308,7 +311,7 @@ def test_missing_classes_that_nobody_looks_for(folder, big):
         check_recipe(cfg)
         cfg.PSEUDO_LABEL.PHASE_B_IMAGES = "unlabeled"
         with pytest.raises(
-            ConfigError, match="has no labels of triangle, star, cross, and PHASE_C"
+            ConfigError, match="images with no labels of triangle, star, cross, and PHASE_C"
         ):
             check_recipe(cfg)
 
