@@ -50,7 +50,7 @@ def check_recipe(cfg: CfgNode) -> None:
         filter_settings(cfg)
     else:
         merge, keep = merge_settings(cfg, classes.taught), filter_settings(cfg)
-        if "A" in node.PHASES:
+        if makes_labels(cfg):
             names = [x.name for x in teacher_sources(cfg)]
             check_thresholds(merge, keep, unified(cfg, classes.taught), names, images=())
     export_settings(cfg)

@@ -127,10 +127,13 @@ def test_ids_of_categories(asked, tmp_path):
         (["--max-aspect", "0.5"], r"\(--max-aspect\) is 0.5"),
         (["--w-min", "2"], "w_min is 2.0"),
         (["--seed", "-1"], "seed is -1"),
-        (["--min-agreement", "0.7"], r"min_agreement needs .* generate with that \(--flip, GEN"),
+        (
+            ["--min-agreement", "0.7"],
+            r"MIN_AGREEMENT .* \(PSEUDO_LABEL.GENERATE.FLIP",
+        ),
         (["--nms", "2"], "nms is 2.0; it must be a number from 0 to 1"),
-        (["--beta", "0"], "beta is 0.0; it must be above 0"),
-        (["--limits", "0.9", "0.3"], "limits is .*the lower one first"),
+        (["--beta", "0"], "BETA .* is 0.0; it must be above 0"),
+        (["--limits", "0.9", "0.3"], "LIMITS .* is .*the lower one first"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_labelled(argv, words, asked, tmp_path):
@@ -220,8 +223,14 @@ def test_thresholds_that_cannot_serve(asked, tmp_path, passes):
     by_file = ["--thresholds", "file", "--threshold-file"]
     for argv, words in (
         ([*by_file, tmp_path / "absent.json"], "The thresholds .*absent.json cannot be read: No s"),
-        ([*by_file, file, "--ignore-from", 0.45], "t_ignore is 0.45, above the threshold 0.4 of"),
-        (["--threshold", 0.3, "--ignore-from", 0.4], "t_ignore is 0.4, above the threshold 0.3 of"),
+        (
+            [*by_file, file, "--ignore-from", 0.45],
+            "T_IGNORE .* is 0.45, above .* 0.4 of",
+        ),
+        (
+            ["--threshold", 0.3, "--ignore-from", 0.4],
+            "T_IGNORE .* is 0.4, above .* 0.3 of",
+        ),
         # the common threshold of several teachers is 0.5
         ([*two, "--threshold", 0.7, "--ignore-from", 0.6], "above the threshold 0.5 of"),
     ):
@@ -268,7 +277,10 @@ def test_labels_that_cannot_serve(asked, tmp_path, passes):
             ),
             ([*count, fish], "None of the classes of people_of_fish is one of the run's"),
             # what is found is 0.3 at least
-            ([*count, good, "--ignore-from", 0.4], "t_ignore is 0.4, above the threshold 0.3 that"),
+            (
+                [*count, good, "--ignore-from", 0.4],
+                "T_IGNORE .* is 0.4, above .* 0.3 that",
+            ),
             # of the report
             (["--labels", fish], "people_of_fish has no box of any of the run's classes: map"),
             (["--labels", without], "people_without_boxes has no box of any of the run's classes"),

@@ -59,6 +59,6 @@ def test_an_export_that_was_cut_off_while_its_files_were_moved(run, monkeypatch)
     export_run(run, ExportSettings(weight_mode="score"))
     assert read(run)["annotations"][0]["weight"] == 0.9
     assert set(read(run, "provenance.json")["files"]) == {
-        "pseudo.json", "ignore.json", "results.json"
+        "pseudo.json", "ignore.json", "dropped.json", "results.json"
     }  # fmt: skip
     assert not (run.folder / "export" / "yolo").exists()

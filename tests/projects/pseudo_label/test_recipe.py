@@ -14,6 +14,7 @@ from kd_d2.data.shapes_render import CLASSES
 from kd_d2.projects.pseudo_label import training
 from kd_d2.projects.pseudo_label.check_recipe import check_recipe
 from kd_d2.projects.pseudo_label.class_lists import class_lists
+from kd_d2.projects.pseudo_label.phase_record import what_it_learns
 from kd_d2.projects.pseudo_label.phases import plan
 from kd_d2.projects.pseudo_label.recipe import (
     export_settings,
@@ -24,7 +25,6 @@ from kd_d2.projects.pseudo_label.recipe import (
     merge_settings,
     unified,
 )
-from kd_d2.projects.pseudo_label.training import _recipe_hash
 
 SHAPES = tuple(CLASSES)
 FIRST, REST = SHAPES[:3], SHAPES[3:]
@@ -197,7 +197,7 @@ NODE = "PSEUDO_LABEL."
             {"../MODEL.LABEL_WEIGHTS.BOX_LOSS": "reliable"},
             "BOX_LOSS reliable needs mirrored images",
         ),
-        ({"FILTER.T_IGNORE": "0.6"}, "t_ignore is 0.6, above the threshold 0.4 of 'circle'"),
+        ({"FILTER.T_IGNORE": "0.6"}, "T_IGNORE .* is 0.6, above .* 0.4 of 'circle'"),
         ({"GENERATE.NMS": "1.5"}, "GENERATE.NMS is 1.5; it must be a number from 0 to 1, or None"),
         ({"MERGE.BETA": "0.0"}, "MERGE.BETA is 0.0; it must be a number above 0"),
         ({"MERGE.LIMITS": "(0.9, 0.3)"}, "MERGE.LIMITS is .*the lower one first"),
@@ -247,7 +247,7 @@ def test_another_threshold_is_another_recipe(folder, big):
 
     def hash_with(*overrides):
         cfg = recipe(folder, *overrides, teachers=[big])
-        return _recipe_hash(cfg, plan(cfg, class_lists(cfg), 200)[0])
+        return what_it_learns(cfg, plan(cfg, class_lists(cfg), 200)[0])["recipe"]
 
     values = [(), (NODE + "GENERATE.NMS", 0.6), (NODE + "MERGE.BETA", 1.0)]
     hashes = [hash_with(*x) for x in (*values, (NODE + "MERGE.LIMITS", "(0.2, 0.9)"))]
@@ -271,7 +271,7 @@ def test_another_threshold_is_another_recipe(folder, big):
         ),
         (
             {"MERGE.THRESHOLDS": "per_class_count", "FILTER.T_IGNORE": "0.35"},
-            "t_ignore is 0.35, above the threshold 0.3 that 'circle' may get",
+            "T_IGNORE .* is 0.35, above .* 0.3 that 'circle' may get",
         ),
     ],
 )
