@@ -88,7 +88,7 @@ def _scores(s: Statistics) -> str:
     if below.max() > 20 * max(below[SCORE_BINS // 2 :].max(), 1):
         axes.set_yscale("symlog", linthresh=max(below[SCORE_BINS // 2 :].max(), 1))
     axes.set(xlabel="score after merging", ylabel="detections", xlim=(0, 1))
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
     return _svg(figure)
 
 
