@@ -147,5 +147,6 @@ def draw_few_labels(path: Path, results: list[dict]) -> None:
     axes.set_xlabel("training images with labels")
     axes.set_ylabel("AP (%)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)
     figure.savefig(path, dpi=110)
